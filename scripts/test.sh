@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Runs all tests, on a machine with nothing but Rust and apt: installs what they need, then builds and runs them in one
+# profile. Arguments go to the test programs: `scripts/test.sh admit` runs what has `admit` in its name.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+
+# cmake and a C compiler build zlib and the cryptography, openssl makes keys for the tests, redis-server is one.
+need cc:build-essential cmake:cmake openssl:openssl redis-server:redis-server kill:procps
+cargo fmt --check
+cargo test --locked -- "$@"

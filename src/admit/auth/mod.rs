@@ -1,0 +1,297 @@
+//! Who is calling? A bearer token, or an API key where the route allows it (decisions 12 to 15, and 19).
+
+mod api_key;
+mod fetch;
+mod jwks;
+mod keys;
+mod token;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderValue};
+use prometheus::IntCounter;
+use serde::Deserialize;
+
+use super::limits::{FailureGuard, FailureGuardConfig};
+use super::permissions::{Permissions, RoleId, Roles};
+use crate::config::{Duration, Problems, Secret, Stage};
+use crate::state::Revoked;
+use api_key::{ApiKeyConfig, ApiKeys};
+pub use jwks::JwksRefresh;
+use token::Tokens;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuthConfig {
+    pub jwt: JwtConfig,
+    pub refresh: RefreshConfig,
+    /// Keys by name. Only their SHA-256 is written down.
+    pub api_keys: BTreeMap<String, ApiKeyConfig>,
+    pub failures: FailureGuardConfig,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JwtConfig {
+    pub issuer: String,
+    pub secret: Option<Secret>,
+    /// Signs access tokens where it differs from `secret`.
+    pub access_secret: Option<Secret>,
+    /// PEM, or the path of a PEM file.
+    pub public_key: Option<String>,
+    pub jwks_url: Option<String>,
+    pub jwks_refresh: Duration,
+    /// Verified tokens that are remembered.
+    pub cache_tokens: usize,
+}
+
+/// Accepted and checked with the documented variables; POST /auth/refresh goes to auth-service (`mode: proxy`).
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RefreshConfig {
+    pub mode: RefreshMode,
+    pub secret: Option<Secret>,
+    pub access_life: Duration,
+    pub refresh_life: Duration,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RefreshMode {
+    #[default]
+    Proxy,
+}
+
+/// Whoever was identified. Everything in it was verified; nothing comes from a header that the client may set freely.
+#[derive(Debug)]
+pub struct Caller {
+    pub id: Box<str>,
+    pub role: Option<RoleId>,
+    /// Granted to this caller itself, beside its role.
+    pub permissions: Permissions,
+    pub tenant: HeaderValue,
+    /// What `X-Tenant-Source` tells the backends.
+    pub source: Source,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    Jwt,
+    ApiKey,
+}
+
+/// What a route asks of its callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuthRule {
+    /// Anybody.
+    Public,
+    /// A valid access token.
+    Token,
+    /// A valid access token, or a valid API key.
+    TokenOrKey,
+    /// Anybody at an address in `ops.allow`, elsewhere a caller with the permission `ops:view`.
+    Ops,
+}
+
+/// Nobody was identified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthError {
+    NoCredentials,
+    Invalid,
+    Expired,
+    /// This address has failed too often; its next unknown token is not even looked at.
+    TooManyFailures {
+        retry_after_secs: u32,
+    },
+}
+
+/// The caller lacks what the route needs.
+#[derive(Debug, PartialEq, Eq)]
+pub struct MissingPermission;
+
+/// Identifies callers.
+pub struct Auth {
+    tokens: Tokens,
+    api_keys: ApiKeys,
+    failures: FailureGuard,
+    attempts: Attempts,
+}
+
+/// `authentication_attempts_total{status}`.
+pub struct Attempts {
+    pub success: IntCounter,
+    pub failure: IntCounter,
+}
+
+impl Default for JwtConfig {
+    fn default() -> Self {
+        Self {
+            issuer: "tickettoken-api".into(),
+            secret: None,
+            access_secret: None,
+            public_key: None,
+            jwks_url: None,
+            jwks_refresh: Duration::secs(300),
+            cache_tokens: 100_000,
+        }
+    }
+}
+
+impl Default for RefreshConfig {
+    fn default() -> Self {
+        Self {
+            mode: RefreshMode::Proxy,
+            secret: None,
+            access_life: Duration::secs(86_400),
+            refresh_life: Duration::secs(7 * 86_400),
+        }
+    }
+}
+
+impl AuthConfig {
+    pub fn compile(
+        self,
+        stage: Stage,
+        roles: &Arc<Roles>,
+        revoked: Arc<Revoked>,
+        attempts: Attempts,
+        problems: &mut Problems,
+    ) -> Auth {
+        let Self {
+            jwt,
+            refresh,
+            api_keys,
+            failures,
+        } = self;
+        let RefreshConfig {
+            mode: RefreshMode::Proxy,
+            secret,
+            access_life,
+            refresh_life,
+        } = refresh;
+        if secret.is_some_and(|s| s.expose().len() < keys::SHORTEST_SECRET)
+            && stage != Stage::Development
+        {
+            problems.add(
+                "auth.refresh.secret",
+                "JWT_REFRESH_SECRET must have at least 32 characters",
+            );
+        }
+        if access_life.0.is_zero() || refresh_life < access_life {
+            problems.add(
+                "auth.refresh",
+                "access_life must be longer than nothing and refresh_life not shorter than it",
+            );
+        }
+        Auth {
+            tokens: Tokens::compile(jwt, stage, roles.clone(), revoked, problems),
+            api_keys: ApiKeys::compile(api_keys, problems),
+            failures: failures.compile(problems),
+            attempts,
+        }
+    }
+}
+
+// === impl Auth ===
+
+impl Auth {
+    /// Finds out who calls.
+    ///
+    /// With a key beside a token both must be valid; the token then names the caller.
+    ///
+    /// # Errors
+    /// When a credential is missing, or any that was given is not valid.
+    pub async fn identify(
+        &self,
+        rule: AuthRule,
+        headers: &HeaderMap,
+        client: IpAddr,
+        now: Instant,
+    ) -> Result<Arc<Caller>, AuthError> {
+        let found = self.find_caller(rule, headers, client, now).await;
+        match &found {
+            Ok(_) => self.attempts.success.inc(),
+            Err(error) => {
+                self.attempts.failure.inc();
+                if *error == AuthError::Invalid {
+                    self.failures.note(client, now);
+                }
+            }
+        }
+        found
+    }
+
+    async fn find_caller(
+        &self,
+        rule: AuthRule,
+        headers: &HeaderMap,
+        client: IpAddr,
+        now: Instant,
+    ) -> Result<Arc<Caller>, AuthError> {
+        let key = match rule {
+            AuthRule::TokenOrKey => self.api_keys.find(headers)?,
+            AuthRule::Public | AuthRule::Token | AuthRule::Ops => None,
+        };
+        match bearer(headers)? {
+            None => key.ok_or(AuthError::NoCredentials),
+            Some(token) => {
+                if let Some(known) = self.tokens.recall(token) {
+                    return known;
+                }
+                self.failures.check(client, now)?;
+                self.tokens.verify(token).await
+            }
+        }
+    }
+
+    /// Keeps the issuer's keys fresh, where there is an issuer with a key set.
+    pub fn jwks_refresh(&self) -> Option<JwksRefresh> {
+        self.tokens.jwks_refresh()
+    }
+}
+
+/// The token of `Authorization: Bearer`. Another scheme is no token; two headers are no answer to "who".
+fn bearer(headers: &HeaderMap) -> Result<Option<&[u8]>, AuthError> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    if values.next().is_some() {
+        return Err(AuthError::Invalid);
+    }
+    match value.as_bytes().split_at_checked(7) {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => {
+            match token.trim_ascii() {
+                [] => Err(AuthError::NoCredentials),
+                token => Ok(Some(token)),
+            }
+        }
+        _ => Err(AuthError::NoCredentials),
+    }
+}
+
+// === impl Caller ===
+
+impl Caller {
+    /// What the caller's limits are counted on: `rl:user:{id}` or `rl:api:{id}`.
+    pub fn limit_key(&self) -> (&'static str, &str) {
+        match self.source {
+            Source::Jwt => ("rl:user:", &self.id),
+            Source::ApiKey => ("rl:api:", &self.id),
+        }
+    }
+}
+
+impl Source {
+    pub fn header(self) -> HeaderValue {
+        match self {
+            Source::Jwt => HeaderValue::from_static("jwt"),
+            Source::ApiKey => HeaderValue::from_static("api-key"),
+        }
+    }
+}

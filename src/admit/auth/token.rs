@@ -1,0 +1,293 @@
+//! Bearer tokens: verified once, remembered until they expire.
+//!
+//! What is remembered is found by the whole token, compared byte for byte; a token that failed is remembered as
+//! failed, so that no signature is checked twice.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::HeaderValue;
+use jsonwebtoken::errors::ErrorKind;
+use quick_cache::sync::Cache;
+use serde::Deserialize;
+
+use super::jwks::{Jwks, JwksRefresh};
+use super::keys::{VerifyingKey, local_keys};
+use super::{AuthError, Caller, JwtConfig, Source};
+use crate::admit::permissions::{Permissions, Roles};
+use crate::config::{Problems, Stage};
+use crate::state::{Revoked, TokenFacts};
+
+/// A token longer than this is no token of ours; it also would not fit the header block beside anything else.
+const LONGEST_TOKEN: usize = 8 << 10;
+
+/// Failed tokens that are remembered.
+const FAILED_TOKENS: usize = 10_000;
+
+/// Seconds that our clock and the issuer's may differ, as in `keys.rs`.
+const LEEWAY: i64 = 5;
+
+type Remembered<K, T> = Cache<K, T, quick_cache::UnitWeighter, ahash::RandomState>;
+
+/// Verifies tokens and remembers the outcome.
+pub struct Tokens {
+    local: Vec<VerifyingKey>,
+    jwks: Option<Arc<Jwks>>,
+    roles: Arc<Roles>,
+    revoked: Arc<Revoked>,
+    good: Remembered<Box<[u8]>, Arc<Verified>>,
+    /// By seeded hash: a token that failed need not be kept to be known again.
+    bad: Remembered<u64, ()>,
+    hasher: ahash::RandomState,
+}
+
+struct Verified {
+    caller: Arc<Caller>,
+    expires: i64,
+    facts: TokenFacts,
+    /// Which key set it was verified under; 0 for a local key.
+    jwks_generation: u64,
+}
+
+/// The documented claims. A claim that appears twice, or has another type, makes the token invalid.
+#[derive(Deserialize)]
+struct Claims {
+    sub: Option<String>,
+    id: Option<String>,
+    role: Option<String>,
+    #[serde(default)]
+    permissions: Vec<String>,
+    tenant_id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    /// One string; the library would accept a list.
+    #[serde(rename = "iss")]
+    _issuer: String,
+    exp: f64,
+    iat: Option<f64>,
+    jti: Option<String>,
+}
+
+impl Tokens {
+    pub fn compile(
+        mut config: JwtConfig,
+        stage: Stage,
+        roles: Arc<Roles>,
+        revoked: Arc<Revoked>,
+        problems: &mut Problems,
+    ) -> Self {
+        let local = local_keys(&mut config, stage, problems);
+        let JwtConfig {
+            issuer,
+            secret: _,
+            access_secret: _,
+            public_key: _,
+            jwks_url,
+            jwks_refresh,
+            cache_tokens,
+        } = config;
+        if issuer.is_empty() {
+            problems.add("auth.jwt.issuer", "must not be empty");
+        }
+        if cache_tokens == 0 {
+            problems.add("auth.jwt.cache_tokens", "must be at least 1");
+        }
+        let jwks = jwks_url.and_then(|url| {
+            Jwks::new(&url, jwks_refresh.0, issuer)
+                .inspect_err(|fault| problems.add("auth.jwt.jwks_url", fault.clone()))
+                .ok()
+                .map(Arc::new)
+        });
+        Self {
+            local,
+            jwks,
+            roles,
+            revoked,
+            good: cache(cache_tokens),
+            bad: cache(FAILED_TOKENS),
+            hasher: ahash::RandomState::new(),
+        }
+    }
+
+    /// The outcome for a token that was seen before, if it still holds.
+    pub fn recall(&self, token: &[u8]) -> Option<Result<Arc<Caller>, AuthError>> {
+        let Some(verified) = self.good.get(token) else {
+            return self
+                .bad
+                .get(&self.hasher.hash_one(token))
+                .map(|()| Err(AuthError::Invalid));
+        };
+        if verified.expires + LEEWAY < unix_now() {
+            self.good.remove(token);
+            return Some(Err(AuthError::Expired));
+        }
+        if self.revoked.is_revoked(token, &verified.facts) {
+            return Some(Err(AuthError::Invalid));
+        }
+        // A key that its issuer took back takes its tokens with it.
+        let generation = self.jwks.as_ref().map_or(0, |jwks| jwks.generation());
+        if verified.jwks_generation != 0 && verified.jwks_generation != generation {
+            self.good.remove(token);
+            return None;
+        }
+        Some(Ok(verified.caller.clone()))
+    }
+
+    /// Verifies a token that [`Tokens::recall`] does not know.
+    pub async fn verify(&self, token: &[u8]) -> Result<Arc<Caller>, AuthError> {
+        let outcome = self.verify_signed(token).await;
+        match outcome {
+            Ok(verified) => {
+                let verified = Arc::new(verified);
+                self.good.insert(token.into(), verified.clone());
+                if self.revoked.is_revoked(token, &verified.facts) {
+                    return Err(AuthError::Invalid);
+                }
+                Ok(verified.caller.clone())
+            }
+            Err(Rejected::For(error)) => {
+                if error == AuthError::Invalid {
+                    self.bad.insert(self.hasher.hash_one(token), ());
+                }
+                Err(error)
+            }
+            // The key may appear with the issuer's next answer: nothing is remembered.
+            Err(Rejected::UnknownKey) => Err(AuthError::Invalid),
+        }
+    }
+
+    async fn verify_signed(&self, token: &[u8]) -> Result<Verified, Rejected> {
+        let invalid = Rejected::For(AuthError::Invalid);
+        if token.len() > LONGEST_TOKEN {
+            return Err(invalid);
+        }
+        let header = jsonwebtoken::decode_header(token).map_err(|_| invalid)?;
+        // Extensions that must be understood are not (RFC 7515, section 4.1.11).
+        if header.crit.is_some() {
+            return Err(invalid);
+        }
+        if let (Some(kid), Some(jwks)) = (&header.kid, &self.jwks) {
+            let set = jwks.with_key(kid).await;
+            if let Some(key) = set.keys.iter().find(|key| key.kid.as_deref() == Some(kid)) {
+                return self.verify_with(key, header.alg, token, set.generation);
+            }
+            if self.local.is_empty() {
+                return Err(Rejected::UnknownKey);
+            }
+        }
+        let mut rejected = invalid;
+        for key in &self.local {
+            match self.verify_with(key, header.alg, token, 0) {
+                Ok(verified) => return Ok(verified),
+                Err(Rejected::For(AuthError::Expired)) => {
+                    rejected = Rejected::For(AuthError::Expired)
+                }
+                Err(_) => {}
+            }
+        }
+        if let Some(jwks) = self.jwks.as_ref().filter(|_| header.kid.is_none()) {
+            let set = jwks.current();
+            for key in &set.keys {
+                match self.verify_with(key, header.alg, token, set.generation) {
+                    Ok(verified) => return Ok(verified),
+                    Err(Rejected::For(AuthError::Expired)) => {
+                        rejected = Rejected::For(AuthError::Expired)
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+        Err(rejected)
+    }
+
+    fn verify_with(
+        &self,
+        key: &VerifyingKey,
+        algorithm: jsonwebtoken::Algorithm,
+        token: &[u8],
+        jwks_generation: u64,
+    ) -> Result<Verified, Rejected> {
+        let invalid = Rejected::For(AuthError::Invalid);
+        if key.algorithm != algorithm {
+            return Err(invalid);
+        }
+        let claims = match jsonwebtoken::decode::<Claims>(token, &key.key, &key.validation) {
+            Ok(decoded) => decoded.claims,
+            Err(e) if *e.kind() == ErrorKind::ExpiredSignature => {
+                return Err(Rejected::For(AuthError::Expired));
+            }
+            Err(_) => return Err(invalid),
+        };
+        self.verified(claims, jwks_generation).ok_or(invalid)
+    }
+
+    fn verified(&self, claims: Claims, jwks_generation: u64) -> Option<Verified> {
+        let Claims {
+            sub,
+            id,
+            role,
+            permissions,
+            tenant_id,
+            kind,
+            _issuer: _,
+            exp,
+            iat,
+            jti,
+        } = claims;
+        let id = sub.or(id).filter(|id| is_identifier(id))?;
+        if kind != "access" || !is_identifier(&tenant_id) {
+            return None;
+        }
+        let facts = TokenFacts {
+            user: id.clone().into(),
+            tenant: tenant_id.clone().into(),
+            jti,
+            issued: iat.unwrap_or(0.0) as i64,
+        };
+        let caller = Caller {
+            id: id.into(),
+            role: role.and_then(|role| self.roles.id(&role)),
+            permissions: Permissions::new(permissions),
+            tenant: HeaderValue::try_from(tenant_id).ok()?,
+            source: Source::Jwt,
+        };
+        Some(Verified {
+            caller: Arc::new(caller),
+            expires: exp as i64,
+            facts,
+            jwks_generation,
+        })
+    }
+
+    pub fn jwks_refresh(&self) -> Option<JwksRefresh> {
+        self.jwks.clone().map(JwksRefresh::new)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Rejected {
+    For(AuthError),
+    /// No key of the issuer has this `kid`, today.
+    UnknownKey,
+}
+
+/// Visible ASCII, and not so long that it could not travel in a header.
+fn is_identifier(text: &str) -> bool {
+    (1..=256).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+fn cache<K: Eq + std::hash::Hash, T: Clone>(capacity: usize) -> Remembered<K, T> {
+    Cache::with(
+        capacity,
+        capacity as u64,
+        quick_cache::UnitWeighter,
+        ahash::RandomState::new(),
+        Default::default(),
+    )
+}
+
+fn unix_now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs() as i64)
+}

@@ -1,0 +1,228 @@
+//! May this page's origin call us? Preflights are answered here; other requests of an unknown origin are refused,
+//! as the documentation has it. Requests without `Origin` (mobile apps, servers) pass.
+//!
+//! The verdict falls in `request_filter`; [`Cors::stamp`] is its other side, on the answer.
+
+use std::collections::HashSet;
+
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, HOST, ORIGIN};
+use http::{HeaderMap, HeaderValue, Method};
+use pingora::http::ResponseHeader;
+use serde::Deserialize;
+
+use crate::config::{Problems, Stage};
+
+const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, PATCH, DELETE, OPTIONS");
+const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
+    "Accept, Accept-Language, Authorization, Cache-Control, Content-Language, Content-Type, Idempotency-Key, \
+     If-Match, If-Modified-Since, If-None-Match, If-Unmodified-Since, Range, Traceparent, X-API-Key, X-Request-ID, \
+     X-Request-Deadline, X-Requested-With, X-Tenant-ID, X-Venue-ID",
+);
+const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static(
+    "X-Request-ID, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, Retry-After, Location, ETag",
+);
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CorsConfig {
+    /// Whole origins, as browsers send them: `https://app.example.com`.
+    pub allowed_origins: Vec<String>,
+    /// How long a browser may remember a preflight.
+    pub max_age: crate::config::Duration,
+}
+
+pub struct Cors {
+    allowed: HashSet<String>,
+    allow_localhost: bool,
+    max_age: HeaderValue,
+}
+
+/// What a request says of where it comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// No `Origin`: not a browser, or a same-origin GET.
+    #[default]
+    None,
+    /// An origin that may call us.
+    Allowed(HeaderValue),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct OriginNotAllowed;
+
+impl Default for CorsConfig {
+    fn default() -> Self {
+        Self {
+            allowed_origins: vec![
+                "http://api-gateway:3000".into(),
+                "http://frontend:5173".into(),
+            ],
+            max_age: crate::config::Duration::secs(600),
+        }
+    }
+}
+
+impl CorsConfig {
+    pub fn compile(self, stage: Stage, problems: &mut Problems) -> Cors {
+        let Self {
+            allowed_origins,
+            max_age,
+        } = self;
+        for (i, origin) in allowed_origins.iter().enumerate() {
+            let place = || format!("cors.allowed_origins[{i}]");
+            match origin.split_once("://") {
+                _ if origin == "*" || origin == "null" => {
+                    problems.add(
+                        place(),
+                        "credentials are allowed, so each origin must be named",
+                    );
+                }
+                Some(("http" | "https", host)) if !host.is_empty() && !host.contains('/') => {}
+                _ => problems.add(
+                    place(),
+                    format!("`{origin}` is not an origin such as https://app.example.com"),
+                ),
+            }
+        }
+        Cors {
+            allowed: allowed_origins
+                .into_iter()
+                .map(|o| o.to_ascii_lowercase())
+                .collect(),
+            allow_localhost: stage == Stage::Development,
+            max_age: HeaderValue::from(max_age.0.as_secs()),
+        }
+    }
+}
+
+impl Cors {
+    /// # Errors
+    /// When the request names an origin that is not on the list, or several.
+    pub fn check(&self, headers: &HeaderMap) -> Result<Origin, OriginNotAllowed> {
+        let mut origins = headers.get_all(ORIGIN).iter();
+        let Some(origin) = origins.next() else {
+            return Ok(Origin::None);
+        };
+        let text = origin.to_str().map_err(|_| OriginNotAllowed)?;
+        let known = self.allowed.contains(text)
+            || self.allowed.contains(&text.to_ascii_lowercase())
+            || is_same_origin(text, headers)
+            || (self.allow_localhost && is_localhost(text));
+        if known && origins.next().is_none() {
+            Ok(Origin::Allowed(origin.clone()))
+        } else {
+            Err(OriginNotAllowed)
+        }
+    }
+
+    /// Whether the request only asks for permission (Fetch standard, "CORS-preflight request").
+    pub fn is_preflight(method: &Method, headers: &HeaderMap) -> bool {
+        method == Method::OPTIONS
+            && headers.contains_key(ORIGIN)
+            && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+    }
+
+    /// What a preflight is answered with, on top of [`Cors::stamp`].
+    pub fn stamp_preflight(&self, response: &mut ResponseHeader) -> pingora::Result<()> {
+        response.insert_header("Access-Control-Allow-Methods", METHODS)?;
+        response.insert_header("Access-Control-Allow-Headers", REQUEST_HEADERS)?;
+        response.insert_header("Access-Control-Max-Age", self.max_age.clone())
+    }
+
+    /// Marks an answer for the page. A backend's own CORS headers give way: one place decides.
+    pub fn stamp(origin: &Origin, response: &mut ResponseHeader) -> pingora::Result<()> {
+        if !response.headers.is_empty() {
+            for name in [
+                http::header::ACCESS_CONTROL_ALLOW_ORIGIN,
+                http::header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+                http::header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            ] {
+                response.remove_header(&name);
+            }
+        }
+        let Origin::Allowed(origin) = origin else {
+            return response.append_header("Vary", ORIGIN_NAME).map(drop);
+        };
+        response.insert_header("Access-Control-Allow-Origin", origin.clone())?;
+        response.insert_header(
+            "Access-Control-Allow-Credentials",
+            HeaderValue::from_static("true"),
+        )?;
+        response.insert_header("Access-Control-Expose-Headers", EXPOSED_HEADERS)?;
+        response.append_header("Vary", ORIGIN_NAME).map(drop)
+    }
+}
+
+/// Answers differ by origin, and caches must know it.
+const ORIGIN_NAME: HeaderValue = HeaderValue::from_static("Origin");
+
+fn is_same_origin(origin: &str, headers: &HeaderMap) -> bool {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let origin_host = origin.split_once("://").map(|(_, host)| host);
+    host.is_some_and(|host| origin_host.is_some_and(|origin| origin.eq_ignore_ascii_case(host)))
+}
+
+fn is_localhost(origin: &str) -> bool {
+    let Some((_, rest)) = origin.split_once("://") else {
+        return false;
+    };
+    let host = match rest.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => rest.split(':').next().unwrap_or_default(),
+    };
+    matches!(host, "localhost" | "127.0.0.1" | "::1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(stage: Stage, origins: &[&str]) -> Result<Origin, OriginNotAllowed> {
+        let config = CorsConfig {
+            allowed_origins: vec!["https://app.example".into()],
+            ..Default::default()
+        };
+        let cors = config.compile(stage, &mut Problems::default());
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, "api.example".parse().unwrap());
+        for origin in origins {
+            headers.append(ORIGIN, origin.parse().unwrap());
+        }
+        cors.check(&headers)
+    }
+
+    #[test]
+    fn origins_are_whole_names() {
+        use Stage::{Development, Production};
+        assert_eq!(check(Production, &[]), Ok(Origin::None));
+        assert!(check(Production, &["https://app.example"]).is_ok());
+        assert!(
+            check(Production, &["https://api.example"]).is_ok(),
+            "the same origin"
+        );
+        for bad in [
+            "https://app.example.evil",
+            "https://evil-app.example",
+            "null",
+            "http://localhost:5173",
+            "app.example",
+        ] {
+            assert_eq!(check(Production, &[bad]), Err(OriginNotAllowed), "{bad}");
+        }
+        assert_eq!(
+            check(Production, &["https://app.example", "https://app.example"]),
+            Err(OriginNotAllowed)
+        );
+        for good in [
+            "http://localhost:5173",
+            "https://127.0.0.1",
+            "http://[::1]:3000",
+        ] {
+            assert!(check(Development, &[good]).is_ok(), "{good}");
+        }
+        assert_eq!(
+            check(Development, &["http://localhost.evil"]),
+            Err(OriginNotAllowed)
+        );
+    }
+}

@@ -1,0 +1,477 @@
+//! Is it HTTP? The head of a request, byte for byte, before any other parser sees it.
+//!
+//! Runs while the bytes arrive, in `connection.rs`. What RFC 9112 allows a proxy to refuse because two parsers may
+//! read it differently is refused: bare LF, folded lines, space before a colon, `Content-Length` beside
+//! `Transfer-Encoding`, repeated lengths, codings other than `chunked`, more than one `Host`. So everything behind
+//! this file may rely on one reading. Paths are `path.rs`'s matter, the meaning of fields that of the later rooms.
+
+use std::ops::Range;
+
+use super::size::HeadLimits;
+
+/// Reads a head as it grows; call [`HeadReader::read`] with the whole buffer each time bytes were added.
+#[derive(Debug, Default)]
+pub struct HeadReader {
+    /// Where the line that is not yet complete begins.
+    line_start: usize,
+    lines: usize,
+    minor_version: u8,
+    target: Range<usize>,
+    host: Option<Range<usize>>,
+    content_length: Option<Range<usize>>,
+    transfer_encoding: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The end of the head has not arrived yet.
+    Partial,
+    Complete(Head),
+}
+
+/// What is known of a complete and well-formed head.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Bytes of it, with the empty line.
+    pub len: usize,
+    /// The target is in absolute form (RFC 9112, section 3.2.2): these bytes, scheme and authority, are to be cut
+    /// out of it. The authority equals `Host`.
+    pub cut: Option<Range<usize>>,
+}
+
+/// Why a head is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadFault {
+    Malformed(&'static str),
+    TargetTooLong,
+    TooLarge,
+    /// A major version that is not spoken here.
+    Version,
+    /// CONNECT is not for a gateway.
+    Connect,
+    /// `Expect` holds something else than `100-continue`.
+    Expectation,
+}
+
+use HeadFault::Malformed;
+
+// === impl HeadReader ===
+
+impl HeadReader {
+    /// # Errors
+    /// As soon as the bytes at hand show it, not only when the head is complete.
+    pub fn read(&mut self, buf: &[u8], limits: &HeadLimits) -> Result<Progress, HeadFault> {
+        while let Some(at) = memchr::memchr(b'\n', &buf[self.line_start..]) {
+            let end = self.line_start + at;
+            if end + 1 > limits.head {
+                return Err(HeadFault::TooLarge);
+            }
+            let Some(line) = buf[self.line_start..end].strip_suffix(b"\r") else {
+                return Err(Malformed("a line ends with LF alone"));
+            };
+            let start = self.line_start;
+            self.line_start = end + 1;
+            match (self.lines, line) {
+                (0, _) => self.request_line(line, limits)?,
+                (_, []) => return self.complete(buf).map(Progress::Complete),
+                _ => self.field_line(buf, start, line)?,
+            }
+            self.lines += 1;
+            if self.lines > limits.fields + 1 {
+                return Err(HeadFault::TooLarge);
+            }
+        }
+        if self.lines == 0 {
+            self.refuse_hopeless_start(buf, limits)?;
+        }
+        if buf.len() > limits.head {
+            return Err(HeadFault::TooLarge);
+        }
+        Ok(Progress::Partial)
+    }
+
+    /// An endless first line, a TLS hello, or noise: no need to wait for more of it.
+    fn refuse_hopeless_start(&self, buf: &[u8], limits: &HeadLimits) -> Result<(), HeadFault> {
+        if buf.len() > limits.target + 64 {
+            return Err(HeadFault::TargetTooLong);
+        }
+        match buf
+            .iter()
+            .take(16)
+            .take_while(|&&b| b != b' ')
+            .find(|&&b| !is_token_byte(b))
+        {
+            Some(_) => Err(Malformed("the request line does not begin with a method")),
+            None => Ok(()),
+        }
+    }
+
+    fn request_line(&mut self, line: &[u8], limits: &HeadLimits) -> Result<(), HeadFault> {
+        let mut parts = line.split(|&b| b == b' ');
+        let (Some(method), Some(target), Some(version), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(Malformed(
+                "the request line is not `method SP target SP version`",
+            ));
+        };
+        if method.is_empty() || method.len() > 32 || !method.iter().all(|&b| is_token_byte(b)) {
+            return Err(Malformed("the method is not a token"));
+        }
+        self.minor_version = match version {
+            b"HTTP/1.1" => 1,
+            b"HTTP/1.0" => 0,
+            [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+                if major.is_ascii_digit() && minor.is_ascii_digit() =>
+            {
+                return Err(HeadFault::Version);
+            }
+            _ => return Err(Malformed("the version is not an HTTP version")),
+        };
+        if method == b"CONNECT" {
+            return Err(HeadFault::Connect);
+        }
+        if target.len() > limits.target {
+            return Err(HeadFault::TargetTooLong);
+        }
+        if target.is_empty()
+            || !target
+                .iter()
+                .all(|&b| matches!(b, 0x21..=0x7e) && b != b'#')
+        {
+            return Err(Malformed(
+                "the target holds a character that must be percent-encoded",
+            ));
+        }
+        if target == b"*" && method != b"OPTIONS" {
+            return Err(Malformed("`*` is the target of OPTIONS alone"));
+        }
+        let start = method.len() + 1;
+        self.target = start..start + target.len();
+        Ok(())
+    }
+
+    fn field_line(&mut self, buf: &[u8], start: usize, line: &[u8]) -> Result<(), HeadFault> {
+        let Some(colon) = memchr::memchr(b':', line) else {
+            return Err(Malformed("a header line has no colon"));
+        };
+        let (name, rest) = (&line[..colon], &line[colon + 1..]);
+        if matches!(line[0], b' ' | b'\t') {
+            return Err(Malformed("a header line is folded"));
+        }
+        if name.is_empty() || !name.iter().all(|&b| is_token_byte(b)) {
+            return Err(Malformed("a header name is not a token"));
+        }
+        if rest.iter().fold(false, |bad, &b| {
+            bad | ((b < 0x20) & (b != b'\t')) | (b == 0x7f)
+        }) {
+            return Err(Malformed("a header value holds a control character"));
+        }
+        // Lengths first: nearly all names end here.
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => {
+                let value = trim(buf, start + colon + 1..start + line.len());
+                if self.host.replace(value).is_some() {
+                    return Err(Malformed("there is more than one Host"));
+                }
+            }
+            6 if name.eq_ignore_ascii_case(b"expect") => {
+                let value = trim(buf, start + colon + 1..start + line.len());
+                if !buf[value].eq_ignore_ascii_case(b"100-continue") {
+                    return Err(HeadFault::Expectation);
+                }
+            }
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                let value = trim(buf, start + colon + 1..start + line.len());
+                let digits = &buf[value.clone()];
+                if digits.is_empty() || digits.len() > 18 || !digits.iter().all(u8::is_ascii_digit)
+                {
+                    return Err(Malformed("Content-Length is not a number"));
+                }
+                if self.content_length.replace(value).is_some() {
+                    return Err(Malformed("there is more than one Content-Length"));
+                }
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                let value = trim(buf, start + colon + 1..start + line.len());
+                if self.transfer_encoding {
+                    return Err(Malformed("there is more than one Transfer-Encoding"));
+                }
+                if !buf[value].eq_ignore_ascii_case(b"chunked") {
+                    return Err(Malformed("Transfer-Encoding is not `chunked`"));
+                }
+                self.transfer_encoding = true;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self, buf: &[u8]) -> Result<Head, HeadFault> {
+        if self.transfer_encoding && self.content_length.is_some() {
+            return Err(Malformed(
+                "Content-Length and Transfer-Encoding exclude each other",
+            ));
+        }
+        if self.transfer_encoding && self.minor_version == 0 {
+            return Err(Malformed("HTTP/1.0 has no Transfer-Encoding"));
+        }
+        let host = match &self.host {
+            Some(host) => &buf[host.clone()],
+            None if self.minor_version == 0 => b"",
+            None => return Err(Malformed("there is no Host")),
+        };
+        if self.host.is_some() && !is_authority(host) {
+            return Err(Malformed("Host is not a host"));
+        }
+        let target = &buf[self.target.clone()];
+        let cut = match target[0] {
+            b'/' | b'*' => None,
+            _ => Some(self.cut_of_absolute_form(target, host)?),
+        };
+        Ok(Head {
+            len: self.line_start,
+            cut,
+        })
+    }
+
+    fn cut_of_absolute_form(&self, target: &[u8], host: &[u8]) -> Result<Range<usize>, HeadFault> {
+        let prefix = [&b"http://"[..], b"https://"]
+            .into_iter()
+            .find(|p| target.len() >= p.len() && target[..p.len()].eq_ignore_ascii_case(p))
+            .ok_or(Malformed("the target is neither a path nor an http URI"))?;
+        let rest = &target[prefix.len()..];
+        let Some(path) = memchr::memchr(b'/', rest) else {
+            return Err(Malformed("the target has no path"));
+        };
+        if !rest[..path].eq_ignore_ascii_case(host) {
+            return Err(Malformed("the target names another host than Host does"));
+        }
+        Ok(self.target.start..self.target.start + prefix.len() + path)
+    }
+}
+
+/// `uri-host [ ":" port ]` (RFC 9110, section 7.2), without user information and in ASCII.
+fn is_authority(host: &[u8]) -> bool {
+    let (name, port) = match host {
+        [b'[', rest @ ..] => {
+            let Some(close) = memchr::memchr(b']', rest) else {
+                return false;
+            };
+            let (address, after) = (&rest[..close], &rest[close + 1..]);
+            let port = match after {
+                [] => None,
+                [b':', port @ ..] => Some(port),
+                _ => return false,
+            };
+            if address.is_empty()
+                || !address
+                    .iter()
+                    .all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'))
+            {
+                return false;
+            }
+            (None, port)
+        }
+        _ => match memchr::memchr(b':', host) {
+            Some(colon) => (Some(&host[..colon]), Some(&host[colon + 1..])),
+            None => (Some(host), None),
+        },
+    };
+    let name_is_good = name.is_none_or(|name| {
+        !name.is_empty()
+            && name
+                .iter()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~'))
+    });
+    let port_is_good =
+        port.is_none_or(|port| port.len() <= 5 && port.iter().all(u8::is_ascii_digit));
+    name_is_good && port_is_good
+}
+
+/// Optional white space off both ends of a field value (RFC 9110, section 5.5).
+fn trim(buf: &[u8], range: Range<usize>) -> Range<usize> {
+    let value = &buf[range.clone()];
+    let is_space = |b: &&u8| matches!(**b, b' ' | b'\t');
+    let front = value.iter().take_while(is_space).count();
+    let back = value[front..].iter().rev().take_while(is_space).count();
+    range.start + front..range.end - back
+}
+
+/// `tchar` (RFC 9110, section 5.6.2).
+fn is_token_byte(b: u8) -> bool {
+    const TOKEN: [bool; 256] = {
+        let mut table = [false; 256];
+        let mut b = 0;
+        while b < 256 {
+            let c = b as u8;
+            table[b] = c.is_ascii_alphanumeric()
+                || matches!(
+                    c,
+                    b'!' | b'#'
+                        | b'$'
+                        | b'%'
+                        | b'&'
+                        | b'\''
+                        | b'*'
+                        | b'+'
+                        | b'-'
+                        | b'.'
+                        | b'^'
+                        | b'_'
+                        | b'`'
+                        | b'|'
+                        | b'~'
+                );
+            b += 1;
+        }
+        table
+    };
+    TOKEN[usize::from(b)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: HeadLimits = HeadLimits {
+        head: 32 << 10,
+        target: 8 << 10,
+        fields: 100,
+    };
+
+    fn read(head: &str) -> Result<Progress, HeadFault> {
+        HeadReader::default().read(head.as_bytes(), &LIMITS)
+    }
+
+    #[test]
+    fn a_plain_head_is_complete_to_its_last_byte() {
+        let head = "GET /a?b=c HTTP/1.1\r\nHost: api.example:3000\r\nAccept: */*\r\n\r\n";
+        assert_eq!(
+            read(&format!("{head}body")),
+            Ok(Progress::Complete(Head {
+                len: head.len(),
+                cut: None
+            }))
+        );
+    }
+
+    #[test]
+    fn a_head_may_arrive_byte_by_byte() {
+        let head = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n";
+        let mut reader = HeadReader::default();
+        for end in 0..head.len() {
+            assert_eq!(
+                reader.read(&head[..end], &LIMITS),
+                Ok(Progress::Partial),
+                "{end}"
+            );
+        }
+        assert!(matches!(
+            reader.read(head, &LIMITS),
+            Ok(Progress::Complete(_))
+        ));
+    }
+
+    #[test]
+    fn an_absolute_target_is_cut_to_its_path() {
+        let head = "GET http://a:1/p HTTP/1.1\r\nHost: A:1\r\n\r\n";
+        assert_eq!(
+            read(head),
+            Ok(Progress::Complete(Head {
+                len: head.len(),
+                cut: Some(4..14)
+            }))
+        );
+        assert!(matches!(
+            read("GET http://b/p HTTP/1.1\r\nHost: a\r\n\r\n"),
+            Err(Malformed(_))
+        ));
+    }
+
+    #[test]
+    fn what_parsers_read_differently_is_refused() {
+        for bad in [
+            "GET / HTTP/1.1\nHost: a\r\n\r\n",
+            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1 \r\nHost: a\r\n\r\n",
+            "GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /#f HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /a\tb HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "G@T / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a,b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a@b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a:http\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: [::1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: \r\n\r\n",
+            "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x1\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n",
+            "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "\u{16}\u{3}\u{1}",
+            "\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        ] {
+            assert!(
+                matches!(read(bad), Err(Malformed(_))),
+                "{bad:?}: {:?}",
+                read(bad)
+            );
+        }
+    }
+
+    #[test]
+    fn other_faults_have_their_own_answer() {
+        assert_eq!(
+            read("GET / HTTP/2.0\r\nHost: a\r\n\r\n"),
+            Err(HeadFault::Version)
+        );
+        assert_eq!(
+            read("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n"),
+            Err(HeadFault::Connect)
+        );
+        assert_eq!(
+            read("GET / HTTP/1.1\r\nHost: a\r\nExpect: tea\r\n\r\n"),
+            Err(HeadFault::Expectation)
+        );
+        assert_eq!(
+            read(&format!("GET /{} HTTP/1.1\r\n", "a".repeat(8 << 10))),
+            Err(HeadFault::TargetTooLong)
+        );
+        assert_eq!(
+            read(&format!("GET /{}", "a".repeat(9 << 10))),
+            Err(HeadFault::TargetTooLong)
+        );
+        let many = "X: y\r\n".repeat(101);
+        assert_eq!(
+            read(&format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n")),
+            Err(HeadFault::TooLarge)
+        );
+        let large = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "y".repeat(33 << 10));
+        assert_eq!(read(&large), Err(HeadFault::TooLarge));
+    }
+
+    #[test]
+    fn http_1_0_may_go_without_host() {
+        assert!(matches!(
+            read("GET / HTTP/1.0\r\n\r\n"),
+            Ok(Progress::Complete(_))
+        ));
+    }
+}

@@ -1,0 +1,76 @@
+//! Guessing costs: an address whose tokens keep failing is told to wait, before another signature is checked.
+//!
+//! Tokens that were verified before are not affected, so people behind one address do not lock each other out.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use serde::Deserialize;
+
+use super::window::{Ask, Windows};
+use crate::admit::auth::AuthError;
+use crate::config::{Duration, Problems};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FailureGuardConfig {
+    /// Failed authentications of one address in a window, before unknown tokens of it are refused with 429.
+    pub max: u32,
+    pub window: Duration,
+}
+
+pub struct FailureGuard {
+    max: u32,
+    window: std::time::Duration,
+    failures: Windows,
+}
+
+/// Addresses that are remembered.
+const ADDRESSES: usize = 100_000;
+
+impl Default for FailureGuardConfig {
+    fn default() -> Self {
+        Self {
+            max: 30,
+            window: Duration::secs(60),
+        }
+    }
+}
+
+impl FailureGuardConfig {
+    pub fn compile(self, problems: &mut Problems) -> FailureGuard {
+        let Self { max, window } = self;
+        super::check_rule("auth.failures", max, window, problems);
+        FailureGuard {
+            max,
+            window: window.0,
+            failures: Windows::new(ADDRESSES),
+        }
+    }
+}
+
+impl FailureGuard {
+    /// # Errors
+    /// When the address has used up its failures.
+    pub fn check(&self, client: IpAddr, now: Instant) -> Result<(), AuthError> {
+        match self.failures.exceeded(&self.ask(client), now) {
+            None => Ok(()),
+            Some(exceeded) => Err(AuthError::TooManyFailures {
+                retry_after_secs: exceeded.retry_after_secs,
+            }),
+        }
+    }
+
+    /// Counts a failure.
+    pub fn note(&self, client: IpAddr, now: Instant) {
+        let _ = self.failures.spend(&[self.ask(client)], now);
+    }
+
+    fn ask(&self, client: IpAddr) -> Ask {
+        Ask {
+            key: self.failures.hash(&client),
+            max: self.max,
+            window: self.window,
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! How often? A flood guard on the address before anything costs us, and exact windows per caller after it is known.
+//!
+//! Limits add up: a request meets the global one and those that its route names. All of them are decided in one step,
+//! and a request that is refused by one spends nothing on any (decision 20).
+
+mod failures;
+mod window;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::HeaderValue;
+use pingora::http::ResponseHeader;
+use pingora_limits::rate::Rate;
+use serde::Deserialize;
+
+use super::auth::Caller;
+use crate::config::{Duration, Problems};
+pub use failures::{FailureGuard, FailureGuardConfig};
+use window::{Ask, Windows};
+pub use window::{Exceeded, Standing};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    pub enabled: bool,
+    pub flood: FloodConfig,
+    pub global: RuleConfig,
+    /// Accepted with the documented variables; the purchase limit itself needs the body's event.
+    pub ticket: TicketConfig,
+    /// Further limits by name, for routes to list.
+    pub rules: BTreeMap<String, RuleConfig>,
+    /// Most keys that are remembered; the longest idle give way.
+    pub max_keys: usize,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FloodConfig {
+    /// Requests a second from one address, whoever they are for. A guard, counted in one-second steps.
+    pub per_second: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuleConfig {
+    pub max: u32,
+    pub window: Duration,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TicketConfig {
+    pub max: u32,
+    pub window: Duration,
+    pub block: Duration,
+}
+
+/// One limit: at most `max` requests of a key in any `window`.
+#[derive(Debug)]
+pub struct Rule {
+    id: u32,
+    max: u32,
+    window: std::time::Duration,
+    limit_header: HeaderValue,
+}
+
+/// Every limit of the gateway, and who has spent what.
+pub struct Limits {
+    enabled: bool,
+    flood: Option<Flood>,
+    rules: BTreeMap<String, Arc<Rule>>,
+    windows: Windows,
+}
+
+struct Flood {
+    per_second: isize,
+    rate: Rate,
+}
+
+/// The name of the limit that every route has unless it says otherwise.
+pub const GLOBAL: &str = "global";
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            flood: FloodConfig::default(),
+            global: RuleConfig {
+                max: 100,
+                window: Duration::secs(60),
+            },
+            ticket: TicketConfig::default(),
+            rules: BTreeMap::new(),
+            max_keys: 1_000_000,
+        }
+    }
+}
+
+impl Default for FloodConfig {
+    fn default() -> Self {
+        Self { per_second: 500 }
+    }
+}
+
+impl Default for TicketConfig {
+    fn default() -> Self {
+        Self {
+            max: 5,
+            window: Duration::secs(60),
+            block: Duration::secs(300),
+        }
+    }
+}
+
+impl LimitsConfig {
+    pub fn compile(self, problems: &mut Problems) -> Limits {
+        let Self {
+            enabled,
+            flood,
+            global,
+            ticket,
+            rules: named,
+            max_keys,
+        } = self;
+        let FloodConfig { per_second } = flood;
+        let TicketConfig { max, window, block } = ticket;
+        check_rule("limits.ticket", max, window, problems);
+        if block.0.is_zero() {
+            problems.add("limits.ticket.block", "must be longer than nothing");
+        }
+        if per_second == 0 {
+            problems.add(
+                "limits.flood.per_second",
+                "must be at least 1; set limits.enabled: false to turn limits off",
+            );
+        }
+        if max_keys < 1_000 {
+            problems.add("limits.max_keys", "must be at least 1000");
+        }
+        if named.contains_key(GLOBAL) {
+            problems.add("limits.rules.global", "is the name of limits.global");
+        }
+        let mut rules = BTreeMap::new();
+        for (name, RuleConfig { max, window }) in
+            std::iter::once((GLOBAL.to_owned(), global)).chain(named)
+        {
+            let place = if name == GLOBAL {
+                "limits.global".to_owned()
+            } else {
+                format!("limits.rules.{name}")
+            };
+            check_rule(&place, max, window, problems);
+            let id = rules.len() as u32;
+            rules.insert(
+                name,
+                Arc::new(Rule {
+                    id,
+                    max,
+                    window: window.0,
+                    limit_header: HeaderValue::from(max),
+                }),
+            );
+        }
+        let flood = enabled.then(|| Flood {
+            per_second: isize::try_from(per_second).unwrap_or(isize::MAX),
+            rate: Rate::new(std::time::Duration::from_secs(1)),
+        });
+        Limits {
+            enabled,
+            flood,
+            rules,
+            windows: Windows::new(max_keys),
+        }
+    }
+}
+
+fn check_rule(place: &str, max: u32, window: Duration, problems: &mut Problems) {
+    if max == 0 {
+        problems.add(format!("{place}.max"), "must be at least 1");
+    }
+    // Times are kept in 32 bits of milliseconds (`window.rs`).
+    if window < Duration::millis(100) || window > Duration::secs(7 * 86_400) {
+        problems.add(format!("{place}.window"), "must be from 100ms to 7d");
+    }
+}
+
+// === impl Limits ===
+
+impl Limits {
+    pub fn rule(&self, name: &str) -> Option<&Arc<Rule>> {
+        self.rules.get(name)
+    }
+
+    /// The flood guard: cheap, before anything else is done for an address.
+    ///
+    /// # Errors
+    /// When the address has sent more than its share within this second.
+    pub fn check_address(&self, client: IpAddr) -> Result<(), Exceeded> {
+        let Some(flood) = &self.flood else {
+            return Ok(());
+        };
+        if flood.rate.observe(&client, 1) > flood.per_second {
+            return Err(Exceeded {
+                retry_after_secs: 1,
+            });
+        }
+        Ok(())
+    }
+
+    /// Spends one request of whoever calls (user, API key, or address) on every rule of the route, or on none.
+    ///
+    /// # Errors
+    /// When one of the rules is used up: with the time until this request would pass.
+    pub fn spend(
+        &self,
+        rules: &[Arc<Rule>],
+        caller: Option<&Caller>,
+        client: IpAddr,
+        now: Instant,
+    ) -> Result<Option<Standing>, Exceeded> {
+        if !self.enabled || rules.is_empty() {
+            return Ok(None);
+        }
+        let who = match caller {
+            Some(caller) => self.windows.hash(&caller.limit_key()),
+            None => self.windows.hash(&("rl:ip:", client)),
+        };
+        let mut asks = [Ask::default(); MAX_RULES];
+        for (ask, rule) in asks.iter_mut().zip(rules) {
+            *ask = Ask {
+                key: self.windows.hash(&(rule.id, who)),
+                max: rule.max,
+                window: rule.window,
+            };
+        }
+        self.windows
+            .spend(&asks[..rules.len().min(MAX_RULES)], now)
+            .map(Some)
+    }
+}
+
+/// Most limits that one route may name, the global one with them.
+pub const MAX_RULES: usize = 4;
+
+// === impl Rule ===
+
+impl Rule {
+    pub fn max(&self) -> u32 {
+        self.max
+    }
+
+    /// Ready-made for `X-RateLimit-Limit`.
+    pub fn limit_header(&self) -> HeaderValue {
+        self.limit_header.clone()
+    }
+}
+
+// === impl Standing ===
+
+impl Standing {
+    /// `X-RateLimit-Limit`, `-Remaining` and `-Reset` (seconds), as the old gateway sent them.
+    pub fn stamp(&self, rules: &[Arc<Rule>], response: &mut ResponseHeader) -> pingora::Result<()> {
+        let limit = rules
+            .iter()
+            .find(|rule| rule.max == self.limit)
+            .map(|rule| rule.limit_header());
+        response.insert_header(
+            "X-RateLimit-Limit",
+            limit.unwrap_or_else(|| HeaderValue::from(self.limit)),
+        )?;
+        response.insert_header("X-RateLimit-Remaining", HeaderValue::from(self.remaining))?;
+        response.insert_header("X-RateLimit-Reset", HeaderValue::from(self.reset_secs))
+    }
+}

@@ -1,0 +1,234 @@
+//! May this caller do it? Roles and permissions (decision 17).
+//!
+//! `{resource}:{action}`, with `*` and `{resource}:*` as wildcards. A permission that ends in `-own` counts where the
+//! route says how ownership shows: by a path parameter that must be the caller's id, or because the service itself
+//! answers about the caller only.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Deserialize;
+
+use super::auth::{Caller, MissingPermission};
+use crate::config::Problems;
+
+/// A role's permissions, as YAML lists them.
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+pub struct RoleConfig(pub Vec<String>);
+
+/// All roles by name.
+#[derive(Debug, Default)]
+pub struct Roles {
+    ids: HashMap<String, RoleId>,
+    grants: Vec<Permissions>,
+}
+
+/// A role that the configuration names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoleId(u16);
+
+/// What somebody may do.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Permissions {
+    all: bool,
+    /// `tickets` of `tickets:*`.
+    resources: Vec<Box<str>>,
+    exact: Vec<Box<str>>,
+}
+
+/// How far a permission reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Grant {
+    None,
+    /// Only on what is the caller's own.
+    Own,
+    Full,
+}
+
+/// What a route needs, with the answer for every role worked out beforehand.
+#[derive(Debug)]
+pub struct Required {
+    permission: Box<str>,
+    by_role: Vec<Grant>,
+}
+
+/// How a route shows whose data it is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Owner {
+    /// Nothing shows it: `-own` does not suffice.
+    #[default]
+    Unknown,
+    /// The service answers about the caller only.
+    Service,
+    /// The path's parameter at this place is the owner's id.
+    PathParameter(usize),
+}
+
+// === impl Roles ===
+
+impl Roles {
+    pub fn compile(roles: BTreeMap<String, RoleConfig>, problems: &mut Problems) -> Self {
+        let mut compiled = Self::default();
+        for (name, RoleConfig(permissions)) in roles {
+            for (i, permission) in permissions.iter().enumerate() {
+                if !is_permission(permission) {
+                    problems.add(
+                        format!("roles.{name}[{i}]"),
+                        format!("`{permission}` is not `resource:action`"),
+                    );
+                }
+            }
+            let id = RoleId(u16::try_from(compiled.grants.len()).unwrap_or(u16::MAX));
+            compiled.grants.push(Permissions::new(permissions));
+            compiled.ids.insert(name, id);
+        }
+        compiled
+    }
+
+    pub fn id(&self, name: &str) -> Option<RoleId> {
+        self.ids.get(name).copied()
+    }
+
+    /// Compiles what a route needs.
+    pub fn require(&self, permission: &str) -> Required {
+        let by_role = self
+            .grants
+            .iter()
+            .map(|role| role.grant(permission))
+            .collect();
+        Required {
+            permission: permission.into(),
+            by_role,
+        }
+    }
+}
+
+// === impl Permissions ===
+
+impl Permissions {
+    pub fn new(list: impl IntoIterator<Item = String>) -> Self {
+        let mut permissions = Self::default();
+        for entry in list {
+            match entry.strip_suffix(":*") {
+                _ if entry == "*" => permissions.all = true,
+                Some(resource) => permissions.resources.push(resource.into()),
+                None => permissions.exact.push(entry.into()),
+            }
+        }
+        permissions
+    }
+
+    /// How far this list grants `permission`.
+    pub fn grant(&self, permission: &str) -> Grant {
+        let resource = permission.split(':').next().unwrap_or_default();
+        if self.all
+            || self.resources.iter().any(|r| **r == *resource)
+            || self.exact.iter().any(|p| **p == *permission)
+        {
+            return Grant::Full;
+        }
+        let owns = |p: &str| p.strip_suffix("-own") == Some(permission);
+        if self.exact.iter().any(|p| owns(p)) {
+            Grant::Own
+        } else {
+            Grant::None
+        }
+    }
+}
+
+// === impl Required ===
+
+impl Required {
+    /// # Errors
+    /// When neither the caller's role nor its own list grants it, or only for what is the caller's own and this is
+    /// somebody else's. `owner_parameter` is the value of the route's owner parameter.
+    pub fn check(
+        &self,
+        caller: &Caller,
+        owner: &Owner,
+        owner_parameter: Option<&str>,
+    ) -> Result<(), MissingPermission> {
+        let by_role = caller
+            .role
+            .and_then(|RoleId(id)| self.by_role.get(usize::from(id)))
+            .copied();
+        let mut grant = by_role.unwrap_or(Grant::None);
+        if grant != Grant::Full {
+            grant = grant.max(caller.permissions.grant(&self.permission));
+        }
+        let allowed = match grant {
+            Grant::Full => true,
+            Grant::None => false,
+            Grant::Own => match owner {
+                Owner::Unknown => false,
+                Owner::Service => true,
+                Owner::PathParameter(_) => owner_parameter == Some(&*caller.id),
+            },
+        };
+        if allowed {
+            Ok(())
+        } else {
+            Err(MissingPermission)
+        }
+    }
+}
+
+/// `*`, `resource:*` or `resource:action`, in lower case letters, digits, `-` and `_`.
+pub fn is_permission(text: &str) -> bool {
+    let is_word = |w: &str| {
+        !w.is_empty()
+            && w.bytes()
+                .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
+    };
+    match text.split_once(':') {
+        None => text == "*",
+        Some((resource, action)) => is_word(resource) && (action == "*" || is_word(action)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grant(list: &[&str], permission: &str) -> Grant {
+        Permissions::new(list.iter().map(|p| (*p).to_owned())).grant(permission)
+    }
+
+    #[test]
+    fn wildcards_reach_as_far_as_they_are_written() {
+        assert_eq!(grant(&["*"], "tickets:view"), Grant::Full);
+        assert_eq!(grant(&["tickets:*"], "tickets:view"), Grant::Full);
+        assert_eq!(grant(&["tickets:*"], "tickets-archive:view"), Grant::None);
+        assert_eq!(grant(&["tickets:view"], "tickets:view"), Grant::Full);
+        assert_eq!(grant(&["tickets:view"], "tickets:view-all"), Grant::None);
+        assert_eq!(grant(&[], "tickets:view"), Grant::None);
+    }
+
+    #[test]
+    fn own_is_less_than_full() {
+        assert_eq!(grant(&["tickets:view-own"], "tickets:view"), Grant::Own);
+        assert_eq!(
+            grant(&["tickets:view-own", "tickets:view"], "tickets:view"),
+            Grant::Full
+        );
+        assert_eq!(grant(&["tickets:view-own"], "tickets:cancel"), Grant::None);
+    }
+
+    #[test]
+    fn permissions_have_one_form() {
+        for good in ["*", "tickets:*", "tickets:view-own", "api_keys:read2"] {
+            assert!(is_permission(good), "{good}");
+        }
+        for bad in [
+            "",
+            "tickets",
+            "tickets:",
+            ":view",
+            "Tickets:view",
+            "tickets:view:own",
+            "tickets:**",
+        ] {
+            assert!(!is_permission(bad), "{bad}");
+        }
+    }
+}

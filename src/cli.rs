@@ -1,0 +1,146 @@
+//! The command line: flags, and which of them runs what.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Arg, ArgAction, Command, value_parser};
+
+use crate::config::{self, Environment, Problems, REFERENCE, Source};
+use crate::observe::logging;
+use crate::observe::sink::Sink;
+use crate::server;
+
+const AFTER_HELP: &str = "\
+Every setting has its place in the configuration file; the documented environment variables (PORT, HOST, NODE_ENV,
+JWT_SECRET, *_SERVICE_URL, RATE_LIMIT_*, …) win over it. `--print-config` shows the reference with all keys, units and
+defaults.
+
+Signals: SIGTERM and SIGINT finish what is in flight and end the process; a second one ends it at once.
+Exit status: 0 after an orderly end, 1 when the configuration is faulty or the address is taken, 2 on a wrong flag.";
+
+/// What the process was asked to do. Returns its exit status.
+pub fn main() -> ExitCode {
+    let flags = flags().get_matches();
+    let environment = Environment::of_this_process();
+    if flags.get_flag("print-config") {
+        return print(REFERENCE);
+    }
+    if flags.get_flag("check-live") {
+        return check_live(&environment);
+    }
+    let source = flags
+        .get_one::<PathBuf>("conf")
+        .map_or(Source::BuiltIn, |path| Source::File(path.clone()));
+    match start(&source, &environment, flags.get_flag("test")) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Faulty(problems)) => {
+            eprintln!(
+                "api-gateway: {source} has {} faults, nothing was started:\n{problems}",
+                problems.len()
+            );
+            ExitCode::FAILURE
+        }
+        Err(Failure::Other(why)) => {
+            eprintln!("api-gateway: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn flags() -> Command {
+    Command::new("api-gateway")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("The front door of TicketToken: an API gateway on Pingora")
+        .after_help(AFTER_HELP)
+        .arg(
+            Arg::new("conf")
+                .long("conf")
+                .short('c')
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help("The configuration file (YAML); without it the built-in one is in force"),
+        )
+        .arg(
+            Arg::new("test")
+                .long("test")
+                .short('t')
+                .action(ArgAction::SetTrue)
+                .help("Check the configuration, say every fault with its place, and exit"),
+        )
+        .arg(
+            Arg::new("print-config")
+                .long("print-config")
+                .action(ArgAction::SetTrue)
+                .help("Print the built-in configuration, the reference of all keys, and exit"),
+        )
+        .arg(
+            Arg::new("check-live")
+                .long("check-live")
+                .action(ArgAction::SetTrue)
+                .help("Ask the gateway at $PORT of this machine whether it is alive, and exit with 0 or 1"),
+        )
+}
+
+enum Failure {
+    Faulty(Problems),
+    Other(String),
+}
+
+fn start(source: &Source, environment: &Environment, only_test: bool) -> Result<(), Failure> {
+    let mut file = config::load(source, environment).map_err(Failure::Faulty)?;
+    let mut problems = Problems::default();
+    let settings = server::log_settings(&mut file, &mut problems);
+    problems.none_or(()).map_err(Failure::Faulty)?;
+    let log_file = settings.file.as_deref().filter(|_| !only_test);
+    let sink = Sink::open(log_file)
+        .map_err(|e| Failure::Other(format!("the log cannot be opened: {e}")))?;
+    if !only_test {
+        logging::init(&settings, sink.clone());
+    }
+    let compiled = server::compile(file, &settings, sink.clone()).map_err(Failure::Faulty)?;
+    if only_test {
+        println!("{source} is good");
+        return Ok(());
+    }
+    let outcome = server::run(source, compiled, sink.clone());
+    sink.flush(Duration::from_secs(1));
+    outcome.map_err(Failure::Other)
+}
+
+/// A reader that goes away (`… --print-config | head`) is no failure.
+fn print(text: &str) -> ExitCode {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+/// For container health checks, in images without a shell.
+fn check_live(environment: &Environment) -> ExitCode {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let port = environment
+        .get("PORT")
+        .and_then(|port| port.parse().ok())
+        .unwrap_or(3000);
+    let asked = || -> std::io::Result<bool> {
+        let mut gateway =
+            TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), PATIENCE)?;
+        gateway.set_read_timeout(Some(PATIENCE))?;
+        gateway.write_all(b"GET /live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut status = [0; 12];
+        gateway.read_exact(&mut status)?;
+        Ok(&status == b"HTTP/1.1 200")
+    };
+    match asked() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("api-gateway: /live at port {port} does not answer 200");
+            ExitCode::FAILURE
+        }
+        Err(e) => {
+            eprintln!("api-gateway: /live at port {port} does not answer: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! From bytes to [`File`]: parse, lay the environment over it, and name every fault with its place.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde_path_to_error::Segment;
+use serde_yaml::Value;
+
+use super::{Environment, File, Problems};
+
+/// The reference configuration and the TicketToken platform's routes, compiled in: it cannot drift from the code.
+pub const REFERENCE: &str = include_str!("../../conf/gateway.yaml");
+
+/// More faults than this in one file are not worth listing.
+const MOST_FAULTS: usize = 100;
+
+/// Where the configuration comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    BuiltIn,
+    File(PathBuf),
+}
+
+/// Reads the configuration.
+///
+/// # Errors
+/// Every fault of syntax, name, unit and type, each with its YAML path or environment variable.
+pub fn load(source: &Source, environment: &Environment) -> Result<File, Problems> {
+    let mut problems = Problems::default();
+    let text = match source {
+        Source::BuiltIn => REFERENCE.to_owned(),
+        Source::File(path) => match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) => {
+                problems.add(path.display().to_string(), format!("cannot be read: {e}"));
+                return Err(problems);
+            }
+        },
+    };
+    let mut value = match serde_yaml::from_str::<Value>(&text) {
+        Ok(Value::Null) => Value::Mapping(Default::default()),
+        Ok(value) => value,
+        Err(e) => {
+            problems.add(source.to_string(), format!("is not YAML: {e}"));
+            return Err(problems);
+        }
+    };
+    let from_environment = environment.overlay(&mut value, &mut problems);
+    let file = typed(value, &from_environment, &mut problems);
+    problems.none_or(())?;
+    file.ok_or_else(Problems::default)
+}
+
+/// Deserializes, and on a fault takes the faulty node out and goes on, so that one run finds them all.
+fn typed(
+    mut value: Value,
+    origin: &BTreeMap<String, String>,
+    problems: &mut Problems,
+) -> Option<File> {
+    let mut taken: Vec<String> = Vec::new();
+    let mut lists = ListIndices::default();
+    while taken.len() < MOST_FAULTS {
+        let error = match serde_path_to_error::deserialize::<_, File>(value.clone()) {
+            Ok(file) => return Some(file),
+            Err(error) => error,
+        };
+        let segments: Vec<Segment> = error.path().iter().cloned().collect();
+        let place = lists.place(&segments);
+        let fault = error.inner().to_string();
+        if !follows_from_a_taken_node(&place, &fault, &taken) {
+            let place = origin
+                .get(&place)
+                .map_or_else(|| place.clone(), |name| format!("{place} (from {name})"));
+            problems.add(place, readable(&fault));
+        }
+        if !take_out(&mut value, &segments, &mut lists) {
+            return None;
+        }
+        taken.push(place);
+    }
+    None
+}
+
+/// Where the entries of a list stood before faulty ones were taken out: faults name the index that an operator counts to.
+#[derive(Default)]
+struct ListIndices(BTreeMap<String, Vec<usize>>);
+
+impl ListIndices {
+    fn place(&self, path: &[Segment]) -> String {
+        let mut place = String::new();
+        for segment in path {
+            match segment {
+                Segment::Map { key } if place.is_empty() => place.push_str(key),
+                Segment::Map { key } => place = format!("{place}.{key}"),
+                Segment::Seq { index } => {
+                    let original = self
+                        .0
+                        .get(&place)
+                        .and_then(|list| list.get(*index))
+                        .unwrap_or(index);
+                    place = format!("{place}[{original}]");
+                }
+                Segment::Enum { variant } => place = format!("{place}.{variant}"),
+                Segment::Unknown => {}
+            }
+        }
+        place
+    }
+
+    fn remove(&mut self, list: String, index: usize, len: usize) {
+        self.0
+            .entry(list)
+            .or_insert_with(|| (0..len).collect())
+            .remove(index);
+    }
+}
+
+/// A required key that is missing only because its faulty value was taken out is not a second fault.
+fn follows_from_a_taken_node(place: &str, fault: &str, taken: &[String]) -> bool {
+    let Some(field) = fault
+        .strip_prefix("missing field `")
+        .and_then(|rest| rest.split('`').next())
+    else {
+        return false;
+    };
+    let missing = if place.is_empty() {
+        field.to_owned()
+    } else {
+        format!("{place}.{field}")
+    };
+    taken
+        .iter()
+        .any(|path| *path == missing || path.starts_with(&format!("{missing}.")))
+}
+
+/// serde's words, less the YAML library's own prefix of the path, which we print ourselves.
+fn readable(fault: &str) -> String {
+    fault
+        .rsplit_once(": ")
+        .filter(|(path, _)| !path.contains(' '))
+        .map_or(fault, |(_, rest)| rest)
+        .to_owned()
+}
+
+fn take_out(value: &mut Value, path: &[Segment], lists: &mut ListIndices) -> bool {
+    let Some((last, parents)) = path.split_last() else {
+        return false;
+    };
+    let mut place = value;
+    for segment in parents {
+        let next = match segment {
+            Segment::Map { key } => place.get_mut(key.as_str()),
+            Segment::Seq { index } => place.get_mut(*index),
+            Segment::Enum { .. } | Segment::Unknown => None,
+        };
+        match next {
+            Some(next) => place = next,
+            None => return false,
+        }
+    }
+    match (last, place) {
+        (Segment::Map { key }, Value::Mapping(mapping)) => mapping.remove(key.as_str()).is_some(),
+        (Segment::Seq { index }, Value::Sequence(items)) if *index < items.len() => {
+            lists.remove(lists.place(parents), *index, items.len());
+            items.remove(*index);
+            true
+        }
+        _ => false,
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::BuiltIn => f.write_str("the built-in configuration"),
+            Source::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What the operator wrote: YAML, environment, built-in defaults, in rising order of who wins, from right to left.
+//!
+//! Each room owns its part of the file, beside the type that it builds; this root only composes them.
+
+mod environment;
+mod load;
+mod problems;
+mod units;
+
+pub use environment::Environment;
+pub use load::{REFERENCE, Source, load};
+pub use problems::Problems;
+pub use units::{Bytes, Duration, Secret};
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::admit::auth::AuthConfig;
+use crate::admit::cors::CorsConfig;
+use crate::admit::limits::LimitsConfig;
+use crate::admit::permissions::RoleConfig;
+use crate::admit::size::SizeConfig;
+use crate::forward::breaker::BreakerConfig;
+use crate::forward::deadline::TimeoutsConfig;
+use crate::forward::pool::{HealthConfig, ServiceConfig};
+use crate::observe::{LogConfig, TracingConfig};
+use crate::ops::OpsConfig;
+use crate::reply::secure_headers::SecureHeadersConfig;
+use crate::route::RouteConfig;
+use crate::server::ServerConfig;
+use crate::state::RedisConfig;
+
+/// A whole configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct File {
+    pub environment: Stage,
+    pub service_name: ServiceName,
+    pub server: ServerConfig,
+    pub ops: OpsConfig,
+    pub log: LogConfig,
+    pub tracing: TracingConfig,
+    pub redis: RedisConfig,
+    pub sizes: SizeConfig,
+    pub cors: CorsConfig,
+    pub secure_headers: SecureHeadersConfig,
+    pub auth: AuthConfig,
+    pub roles: BTreeMap<String, RoleConfig>,
+    pub limits: LimitsConfig,
+    pub timeouts: TimeoutsConfig,
+    pub breaker: BreakerConfig,
+    pub health: HealthConfig,
+    pub services: BTreeMap<String, ServiceConfig>,
+    pub aliases: BTreeMap<String, String>,
+    pub routes: Vec<RouteConfig>,
+}
+
+/// Where the gateway runs: it decides how strict start-up is, and how logs look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    #[default]
+    Development,
+    Staging,
+    Production,
+}
+
+/// What this service calls itself in its log.
+#[derive(Debug, Deserialize)]
+pub struct ServiceName(pub String);
+
+impl Default for ServiceName {
+    fn default() -> Self {
+        Self("api-gateway".into())
+    }
+}

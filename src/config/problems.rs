@@ -1,0 +1,52 @@
+//! Every fault of a configuration, each with its place: an operator mends a file once, not once a fault.
+
+use std::fmt;
+
+/// What is wrong with a configuration. Empty means that it can be put in force.
+#[derive(Debug, Default)]
+pub struct Problems(Vec<Problem>);
+
+/// One fault: where it stands, and what to do about it.
+#[derive(Debug)]
+struct Problem {
+    place: String,
+    fault: String,
+}
+
+// === impl Problems ===
+
+impl Problems {
+    /// Notes a fault at a YAML path such as `routes[3].service`, or at an environment variable.
+    pub fn add(&mut self, place: impl Into<String>, fault: impl Into<String>) {
+        let (place, fault) = (place.into(), fault.into());
+        self.0.push(Problem { place, fault });
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// `Ok(value)` when nothing is wrong, all the faults otherwise.
+    pub fn none_or<T>(self, value: T) -> Result<T, Self> {
+        if self.is_empty() {
+            Ok(value)
+        } else {
+            Err(self)
+        }
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Problem { place, fault } in &self.0 {
+            writeln!(f, "  {place}: {fault}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}

@@ -1,0 +1,279 @@
+//! One client's connection: each request's head is read here, whole, in bounded time and space, and judged byte for
+//! byte, before Pingora parses it. So a malformed request has our answer, our log line and our metrics, and nothing
+//! of it reaches a backend (docs/decisions/0003-own-head-reader.md).
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::protocols::Stream;
+use pingora::protocols::http::ServerSession;
+use pingora::server::ShutdownWatch;
+use pingora_proxy::HttpProxy;
+use pingora_timeout::timeout;
+use prometheus::IntGauge;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::admit::head::{Head, HeadReader, Progress};
+use crate::admit::request_id;
+use crate::admit::size::HeadLimits;
+use crate::gateway::Gateway;
+use crate::observe::access_log::{Access, Logger};
+use crate::observe::audit::Event;
+use crate::observe::registry::{RouteMetrics, UNMATCHED};
+use crate::reply::Refusal;
+use crate::reply::secure_headers::SecureHeaders;
+
+/// The application of the main listener.
+pub struct Front {
+    proxy: Arc<HttpProxy<Gateway>>,
+    parts: FrontParts,
+}
+
+/// What connections need beside the proxy.
+pub struct FrontParts {
+    pub limits: HeadLimits,
+    pub times: Times,
+    pub connections: IntGauge,
+    pub secure_headers: Arc<SecureHeaders>,
+    pub unmatched: Arc<RouteMetrics>,
+    pub logger: Arc<Logger>,
+}
+
+/// How long clients may take, each for a whole head.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// From a head's first byte to its last.
+    pub header: Duration,
+    /// From one request to the next.
+    pub idle: Duration,
+    /// To take a piece of an answer.
+    pub write: Duration,
+}
+
+/// Room for a head: most fit.
+const USUAL_HEAD: usize = 4 << 10;
+
+/// After a refusal the client may still be sending: so long, and so much, is read and thrown away, so that closing
+/// does not reset the connection under the answer.
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES: usize = 256 << 10;
+
+/// What came of waiting for a head.
+enum Arrived {
+    Head(BytesMut),
+    /// The client, the idle time or a shutdown ended the connection between two requests.
+    Nothing,
+    /// With what was read, and since when.
+    Refused(Refusal, BytesMut, Instant),
+}
+
+/// Counts an open connection.
+struct Open<'a>(&'a IntGauge);
+
+impl Front {
+    pub fn new(proxy: HttpProxy<Gateway>, parts: FrontParts) -> Self {
+        Self {
+            proxy: Arc::new(proxy),
+            parts,
+        }
+    }
+
+    async fn read_head(&self, stream: &mut Stream, shutdown: &mut ShutdownWatch) -> Arrived {
+        let Times {
+            header,
+            idle,
+            write: _,
+        } = self.parts.times;
+        let mut buf = BytesMut::with_capacity(USUAL_HEAD);
+        tokio::select! {
+            biased;
+            first = timeout(idle, stream.read_buf(&mut buf)) => match first {
+                Ok(Ok(n)) if n > 0 => {}
+                _ => return Arrived::Nothing,
+            },
+            () = shutting_down(shutdown) => return Arrived::Nothing,
+        }
+        let start = Instant::now();
+        let mut reader = HeadReader::default();
+        loop {
+            match reader.read(&buf, &self.parts.limits) {
+                Ok(Progress::Complete(Head { cut, .. })) => {
+                    if let Some(cut) = cut {
+                        let tail = buf.split_off(cut.end);
+                        buf.truncate(cut.start);
+                        buf.unsplit(tail);
+                    }
+                    return Arrived::Head(buf);
+                }
+                Ok(Progress::Partial) => {}
+                Err(fault) => return Arrived::Refused(fault.into(), buf, start),
+            }
+            let left = header.saturating_sub(start.elapsed());
+            match timeout(left, stream.read_buf(&mut buf)).await {
+                Ok(Ok(0)) | Ok(Err(_)) => return Arrived::Nothing,
+                Ok(Ok(_)) => {}
+                Err(_) => return Arrived::Refused(Refusal::RequestTimeout, buf, start),
+            }
+        }
+    }
+
+    /// Answers what never became a request, logs it and counts it.
+    async fn refuse(&self, mut stream: Stream, refusal: Refusal, buf: &[u8], start: Instant) {
+        let FrontParts {
+            secure_headers,
+            unmatched,
+            logger,
+            times,
+            ..
+        } = &self.parts;
+        let parts = refusal.parts();
+        let id = request_id::generate();
+        let id = id.to_str().unwrap_or_default();
+        let client = peer_address(&stream);
+        let body = refusal.body(id);
+        let mut head = Vec::with_capacity(1024);
+        head.extend_from_slice(
+            format!(
+                "HTTP/1.1 {} {}\r\nDate: {}\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: {}\r\n\
+                 Cache-Control: no-store\r\nX-Request-ID: {id}\r\nConnection: close\r\n",
+                parts.status.as_u16(),
+                parts.status.canonical_reason().unwrap_or("Error"),
+                jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT"),
+                body.len(),
+            )
+            .as_bytes(),
+        );
+        if let Refusal::MethodNotAllowed(allow) = &refusal {
+            head.extend_from_slice(b"Allow: ");
+            head.extend_from_slice(allow.as_bytes());
+            head.extend_from_slice(b"\r\n");
+        }
+        secure_headers.write_to(&mut head);
+        head.extend_from_slice(b"\r\n");
+        if !buf.starts_with(b"HEAD ") {
+            head.extend_from_slice(&body);
+        }
+        let sent = match timeout(times.write, stream.write_all(&head)).await {
+            Ok(Ok(())) => stream.flush().await.is_ok(),
+            _ => false,
+        };
+        let status = parts.status.as_u16();
+        unmatched
+            .method(None)
+            .end(status, start.elapsed(), 0, body.len());
+        if let Some(event) = Event::of(&refusal) {
+            logger.audit(event, id, None, client, "-", "-");
+        }
+        logger.access(&Access {
+            request_id: id,
+            trace_id: None,
+            method: "-",
+            target: "-",
+            client,
+            route: UNMATCHED,
+            service: None,
+            upstream: None,
+            attempts: 0,
+            user: None,
+            tenant: None,
+            venue: None,
+            status,
+            code: Some(parts.code),
+            error: Some(parts.message.into_owned()),
+            elapsed: start.elapsed(),
+            request_bytes: 0,
+            response_bytes: if sent { body.len() } else { 0 },
+            headers: None,
+        });
+        if sent && stream.shutdown().await.is_ok() {
+            let _ = timeout(LINGER, discard(&mut stream)).await;
+        }
+    }
+}
+
+#[async_trait]
+impl ServerApp for Front {
+    async fn process_new(
+        self: &Arc<Self>,
+        mut stream: Stream,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Stream> {
+        let _open = Open::new(&self.parts.connections);
+        let mut shutdown = shutdown.clone();
+        let mut settings = None;
+        loop {
+            let head = match self.read_head(&mut stream, &mut shutdown).await {
+                Arrived::Head(head) => head,
+                Arrived::Nothing => return None,
+                Arrived::Refused(refusal, buf, start) => {
+                    self.refuse(stream, refusal, &buf, start).await;
+                    return None;
+                }
+            };
+            let mut session = ServerSession::new_http1(stream);
+            if let Some(settings) = settings.take() {
+                pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session);
+            }
+            session.set_pipelined_prefix(head);
+            let (again, kept) = self
+                .proxy
+                .process_new_http(session, &shutdown)
+                .await?
+                .consume();
+            stream = again;
+            settings = kept;
+        }
+    }
+
+    async fn cleanup(&self) {
+        self.proxy.http_cleanup().await;
+    }
+}
+
+// === impl Open ===
+
+impl<'a> Open<'a> {
+    fn new(gauge: &'a IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+async fn shutting_down(shutdown: &mut ShutdownWatch) {
+    // An error means that the server is gone: the same.
+    let _ = shutdown.wait_for(|down| *down).await;
+}
+
+async fn discard(stream: &mut Stream) {
+    let mut scrap = [0; 4096];
+    let mut read = 0;
+    while let Ok(n) = stream.read(&mut scrap).await {
+        read += n;
+        if n == 0 || read > LINGER_BYTES {
+            return;
+        }
+    }
+}
+
+fn peer_address(stream: &Stream) -> IpAddr {
+    stream
+        .get_socket_digest()
+        .and_then(|digest| {
+            digest
+                .peer_addr()
+                .and_then(|address| address.as_inet().map(|inet| inet.ip()))
+        })
+        .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| {
+            address.to_canonical()
+        })
+}

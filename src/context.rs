@@ -1,0 +1,119 @@
+//! What an earlier phase of a request tells a later one. Each field names the phase that writes it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::HeaderValue;
+
+use crate::admit::auth::Caller;
+use crate::admit::cors::Origin;
+use crate::admit::limits::Standing;
+use crate::forward::breaker::{Outcome, Permit};
+use crate::forward::deadline::Deadline;
+use crate::forward::pool::Picked;
+use crate::observe::registry::InProgress;
+use crate::observe::trace::Trace;
+use crate::ops::Endpoint;
+use crate::reply::Refusal;
+use crate::route::{MethodIndex, Route};
+
+/// One request's state.
+pub struct Ctx {
+    /// When its head had arrived. (new)
+    pub start: Instant,
+    /// (admit)
+    pub request_id: HeaderValue,
+    /// (admit)
+    pub client: IpAddr,
+    /// The client came over TLS, here or at a trusted proxy. (admit)
+    pub scheme: &'static str,
+    /// Whether the answer must name a page's origin. (admit)
+    pub origin: Origin,
+    /// (admit)
+    pub trace: Option<Trace>,
+    /// One of the gateway's own paths was asked for. (admit)
+    pub endpoint: Option<Endpoint>,
+    /// (admit)
+    pub route: Option<Arc<Route>>,
+    /// (admit)
+    pub method: Option<MethodIndex>,
+    /// The target at the service where it differs from the client's. (admit)
+    pub target: Option<String>,
+    /// (admit)
+    pub caller: Option<Arc<Caller>>,
+    /// Where the tightest limit stands. (admit)
+    pub standing: Option<Standing>,
+    /// (admit)
+    pub in_progress: Option<InProgress>,
+    /// (admit)
+    pub deadline: Option<Deadline>,
+    /// Bytes of the body that have arrived. (request_body_filter)
+    pub body_seen: u64,
+    /// The instance of the attempt under way. (upstream_peer)
+    pub picked: Option<Picked>,
+    /// Instances that could not be reached. (fail_to_connect)
+    pub tried: Vec<SocketAddr>,
+    /// (upstream_peer)
+    pub attempts: u32,
+    /// The breaker waits to hear how the attempt ended. (upstream_peer)
+    pub permit: Option<Permit>,
+    /// What `fail_to_proxy` tells the client, where a phase knew better than the error does. (any)
+    pub refusal: Option<Refusal>,
+    /// The stable code of a refusal, for the log. (reply)
+    pub code: Option<&'static str>,
+}
+
+impl Ctx {
+    pub fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            request_id: HeaderValue::from_static(""),
+            client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            scheme: "http",
+            origin: Origin::None,
+            trace: None,
+            endpoint: None,
+            route: None,
+            method: None,
+            target: None,
+            caller: None,
+            standing: None,
+            in_progress: None,
+            deadline: None,
+            body_seen: 0,
+            picked: None,
+            tried: Vec::new(),
+            attempts: 0,
+            permit: None,
+            refusal: None,
+            code: None,
+        }
+    }
+
+    /// The id as text: it is ours or was found to be letters, digits, `.`, `_` and `-`.
+    pub fn request_id(&self) -> &str {
+        self.request_id.to_str().unwrap_or_default()
+    }
+
+    pub fn is_webhook(&self) -> bool {
+        self.route.as_ref().is_some_and(|route| route.webhook)
+    }
+
+    /// Tells the breaker how the attempt ended.
+    pub fn end_attempt(&mut self, outcome: Outcome) {
+        if let Some(permit) = self.permit.take() {
+            permit.end(outcome);
+        }
+    }
+
+    /// `X-RateLimit-Limit` of a request that was refused before it had a standing: its route's tightest.
+    pub fn limit_of_route(&self) -> Option<HeaderValue> {
+        self.route
+            .as_ref()?
+            .limits
+            .iter()
+            .min_by_key(|rule| rule.max())
+            .map(|rule| rule.limit_header())
+    }
+}

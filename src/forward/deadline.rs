@@ -1,0 +1,156 @@
+//! How long? One budget for a whole request, spent by every attempt; each wait is capped by what is left of it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use crate::config::{self, Problems};
+
+/// Times by name, for services and routes to refer to; `default`, `connect` and `attempt_cap` are the gateway's own.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TimeoutsConfig {
+    pub default: config::Duration,
+    pub payment: config::Duration,
+    pub nft_minting: config::Duration,
+    /// To establish a connection to an instance, TLS included.
+    pub connect: config::Duration,
+    /// Caps every attempt (`CIRCUIT_BREAKER_TIMEOUT`, when it is set); not set: the budget alone counts.
+    pub attempt_cap: Option<config::Duration>,
+}
+
+/// A time, or the name of one.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(transparent)]
+pub struct TimeoutConfig(pub String);
+
+/// The times of one route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For the whole answer.
+    pub budget: Duration,
+    pub connect: Duration,
+    /// For the head of one attempt's answer, and between two pieces of its body.
+    pub attempt: Duration,
+}
+
+/// Resolves the names.
+#[derive(Debug)]
+pub struct NamedTimeouts {
+    named: BTreeMap<&'static str, Duration>,
+    connect: Duration,
+    attempt_cap: Option<Duration>,
+}
+
+/// When a request must be answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(Instant);
+
+impl Default for TimeoutsConfig {
+    fn default() -> Self {
+        Self {
+            default: config::Duration::secs(10),
+            payment: config::Duration::secs(30),
+            nft_minting: config::Duration::secs(120),
+            connect: config::Duration::secs(2),
+            attempt_cap: None,
+        }
+    }
+}
+
+impl TimeoutsConfig {
+    pub fn compile(self, problems: &mut Problems) -> NamedTimeouts {
+        let Self {
+            default,
+            payment,
+            nft_minting,
+            connect,
+            attempt_cap,
+        } = self;
+        let named = [
+            ("default", default),
+            ("payment", payment),
+            ("nft_minting", nft_minting),
+            ("connect", connect),
+        ];
+        for (name, time) in named
+            .iter()
+            .copied()
+            .chain(attempt_cap.map(|cap| ("attempt_cap", cap)))
+        {
+            if time.0.is_zero() {
+                problems.add(format!("timeouts.{name}"), "must be longer than nothing");
+            }
+        }
+        NamedTimeouts {
+            named: named
+                .into_iter()
+                .take(3)
+                .map(|(name, time)| (name, time.0))
+                .collect(),
+            connect: connect.0,
+            attempt_cap: attempt_cap.map(|cap| cap.0),
+        }
+    }
+}
+
+// === impl NamedTimeouts ===
+
+impl NamedTimeouts {
+    /// The times of a route that has `budget`, or, where it names none, its service's, or the default.
+    pub fn resolve(
+        &self,
+        place: &str,
+        budget: Option<&TimeoutConfig>,
+        problems: &mut Problems,
+    ) -> Option<Timeouts> {
+        let budget = match budget {
+            None => self.named["default"],
+            Some(TimeoutConfig(text)) => match (
+                self.named.get(text.as_str()),
+                text.parse::<config::Duration>(),
+            ) {
+                (Some(time), _) => *time,
+                (None, Ok(time)) if !time.0.is_zero() => time.0,
+                (None, Ok(_)) => {
+                    problems.add(format!("{place}.timeout"), "must be longer than nothing");
+                    return None;
+                }
+                (None, Err(fault)) => {
+                    let names: Vec<&str> = self.named.keys().copied().collect();
+                    problems.add(
+                        format!("{place}.timeout"),
+                        format!("{fault}, or the name of one: {}", names.join(", ")),
+                    );
+                    return None;
+                }
+            },
+        };
+        let attempt = self.attempt_cap.map_or(budget, |cap| cap.min(budget));
+        Some(Timeouts {
+            budget,
+            connect: self.connect.min(attempt),
+            attempt,
+        })
+    }
+}
+
+// === impl Deadline ===
+
+impl Deadline {
+    pub fn after(start: Instant, budget: Duration) -> Self {
+        Self(start + budget)
+    }
+
+    /// What is left, or `None` when it is over.
+    pub fn left(self, now: Instant) -> Option<Duration> {
+        self.0
+            .checked_duration_since(now)
+            .filter(|left| !left.is_zero())
+    }
+
+    pub fn is_over(self) -> bool {
+        Instant::now() >= self.0
+    }
+}

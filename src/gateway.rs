@@ -1,0 +1,614 @@
+//! The table of contents: which policy speaks in which phase of a request, and in what order.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+
+use crate::admit::address::TrustedProxies;
+use crate::admit::auth::{Auth, AuthRule};
+use crate::admit::cors::Cors;
+use crate::admit::limits::Limits;
+use crate::admit::path;
+use crate::admit::permissions::{Owner, Required};
+use crate::admit::request_id::{self, X_REQUEST_ID};
+use crate::context::Ctx;
+use crate::forward::breaker::Outcome;
+use crate::forward::deadline::Deadline;
+use crate::forward::{headers, verdict};
+use crate::observe::access_log::{Access, Logger};
+use crate::observe::audit::Event;
+use crate::observe::registry::{MethodMetrics, Metrics, RouteMetrics, UNMATCHED};
+use crate::observe::trace::Trace;
+use crate::ops::{Endpoint, Ops};
+use crate::reply::secure_headers::SecureHeaders;
+use crate::reply::{self, Answer, Refusal};
+use crate::route::{Found, MethodIndex, Table, rebuild_target, split_target};
+
+/// The compiled configuration, and what the phases work with.
+pub struct Gateway {
+    pub trusted: TrustedProxies,
+    pub ops: Arc<Ops>,
+    /// What a caller needs for `auth: ops` routes from outside `ops.allow`.
+    pub ops_permission: Required,
+    pub limits: Limits,
+    pub cors: Cors,
+    pub table: Table,
+    pub auth: Auth,
+    pub secure_headers: Arc<SecureHeaders>,
+    pub tracing: bool,
+    /// The gap between two pieces of a request body, and the time for the client to take a piece of the answer.
+    pub client_patience: Duration,
+    pub metrics: Arc<Metrics>,
+    pub unmatched: Arc<RouteMetrics>,
+    pub logger: Arc<Logger>,
+}
+
+/// What admission came to, when it did not refuse.
+enum Admitted {
+    GoOn,
+    /// An answer of our own: nothing is forwarded.
+    Answered(Answer),
+    Preflight,
+}
+
+impl Gateway {
+    /// The order is the security model: docs/decisions/0002-policy-order.md.
+    async fn admit(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Refusal> {
+        let peer = peer_address(session);
+        let request = session.req_header();
+        let (method, fields) = (&request.method, &request.headers);
+        ctx.request_id = request_id::take(fields);
+        ctx.client = self.trusted.client_address(peer, fields);
+        ctx.scheme = if ctx.client != peer && forwarded_over_tls(fields) {
+            "https"
+        } else {
+            "http"
+        };
+        ctx.trace = self.tracing.then(|| Trace::of(fields));
+
+        self.limits
+            .check_address(ctx.client)
+            .inspect_err(|_| self.rate_limited("address"))?; // 429
+        let target = request
+            .uri
+            .path_and_query()
+            .map_or("", |target| target.as_str());
+        let (path, query) = split_target(target);
+        let path = path::normalize(path)?; // 400
+        if let Some(endpoint) = Endpoint::at(&path) {
+            return self.answer_endpoint(endpoint, method, ctx);
+        }
+        ctx.origin = self.cors.check(fields)?; // 403
+        let host = fields
+            .get(http::header::HOST)
+            .and_then(|host| host.to_str().ok())
+            .unwrap_or_default();
+        if Cors::is_preflight(method, fields) && self.table.has_path(host, &path) {
+            return Ok(Admitted::Preflight);
+        }
+        let Found {
+            route,
+            method,
+            target_path,
+            owner_parameter,
+        } = self.table.find(host, method, &path)?; // 404, 405
+        ctx.in_progress = Some(route.metrics.method(Some(method)).begin());
+        ctx.deadline = Some(Deadline::after(ctx.start, route.timeouts.budget));
+        ctx.target = rebuild_target(path, target_path, query);
+        ctx.method = Some(method);
+        let route = ctx.route.insert(route).clone();
+
+        route.body.check_announced(fields)?; // 413
+        if !self.is_public(route.auth, ctx.client) {
+            match self
+                .auth
+                .identify(route.auth, fields, ctx.client, ctx.start)
+                .await
+            {
+                Ok(caller) => ctx.caller = Some(caller),
+                // Nobody was identified: the address pays, and its own limit may answer instead.
+                Err(error) => {
+                    self.spend(ctx)?; // 429
+                    return Err(error.into()); // 401
+                }
+            }
+        }
+        if let Some(caller) = &ctx.caller {
+            let owner_id = owner_parameter.as_deref();
+            match route.auth {
+                AuthRule::Ops => self.ops_permission.check(caller, &Owner::Unknown, None)?, // 403
+                AuthRule::Public | AuthRule::Token | AuthRule::TokenOrKey => {
+                    if let Some(required) = route.permission(method) {
+                        required.check(caller, &route.owner, owner_id)?; // 403
+                    }
+                }
+            }
+        }
+        self.spend(ctx)?; // 429
+        Ok(Admitted::GoOn)
+    }
+
+    fn is_public(&self, rule: AuthRule, client: IpAddr) -> bool {
+        match rule {
+            AuthRule::Public => true,
+            AuthRule::Ops => self.ops.allows(client),
+            AuthRule::Token | AuthRule::TokenOrKey => false,
+        }
+    }
+
+    fn spend(&self, ctx: &mut Ctx) -> Result<(), Refusal> {
+        let Some(route) = &ctx.route else {
+            return Ok(());
+        };
+        match self
+            .limits
+            .spend(&route.limits, ctx.caller.as_deref(), ctx.client, ctx.start)
+        {
+            Ok(standing) => {
+                ctx.standing = standing;
+                Ok(())
+            }
+            Err(exceeded) => {
+                self.rate_limited("caller");
+                Err(exceeded.into())
+            }
+        }
+    }
+
+    fn rate_limited(&self, limit: &str) {
+        self.metrics
+            .rate_limit_hits
+            .with_label_values(&[limit])
+            .inc();
+    }
+
+    fn answer_endpoint(
+        &self,
+        endpoint: Endpoint,
+        method: &Method,
+        ctx: &mut Ctx,
+    ) -> Result<Admitted, Refusal> {
+        ctx.endpoint = Some(endpoint);
+        ctx.method = MethodIndex::of(method);
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            return Err(Refusal::MethodNotAllowed(http::HeaderValue::from_static(
+                "GET, HEAD",
+            )));
+        }
+        let in_full = self.ops.allows(ctx.client);
+        match self.ops.answer(endpoint, in_full) {
+            Some(answer) => Ok(Admitted::Answered(answer)),
+            None if in_full => Err(Refusal::NotFound),
+            None => Err(Refusal::Forbidden("Only for addresses in ops.allow")),
+        }
+    }
+
+    fn method_metrics(&self, ctx: &Ctx, method: &Method) -> &MethodMetrics {
+        let index = ctx.method.or_else(|| MethodIndex::of(method));
+        match ctx.endpoint {
+            Some(endpoint) => self.ops.route_metrics(endpoint).method(index),
+            None => self.unmatched.method(index),
+        }
+    }
+
+    /// What every answer carries, a backend's or our own.
+    fn stamp_response(&self, response: &mut ResponseHeader, ctx: &Ctx) -> Result<()> {
+        response.insert_header(X_REQUEST_ID, ctx.request_id.clone())?;
+        self.secure_headers.stamp(response)?;
+        if let (Some(standing), Some(route)) = (&ctx.standing, &ctx.route) {
+            standing.stamp(&route.limits, response)?;
+        }
+        Cors::stamp(&ctx.origin, response)
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        Ctx::new()
+    }
+
+    /// No modules: Pingora's compression would only be built to stay off.
+    fn init_downstream_modules(&self, _: &mut HttpModules) {}
+
+    async fn early_request_filter(&self, session: &mut Session, _: &mut Ctx) -> Result<()> {
+        session.set_read_timeout(Some(self.client_patience));
+        session.set_write_timeout(Some(self.client_patience));
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        match self.admit(session, ctx).await {
+            Ok(Admitted::GoOn) => {
+                if session
+                    .req_header()
+                    .headers
+                    .contains_key(http::header::EXPECT)
+                {
+                    session.write_continue_response().await?;
+                }
+                return Ok(false);
+            }
+            Ok(Admitted::Answered(answer)) => {
+                reply::answer(session, ctx, &self.secure_headers, answer).await?
+            }
+            Ok(Admitted::Preflight) => {
+                reply::preflight(session, ctx, &self.secure_headers, &self.cors).await?
+            }
+            Err(refusal) => {
+                self.audit(session, ctx, &refusal);
+                reply::refuse(session, ctx, &self.secure_headers, &refusal).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        let (Some(chunk), Some(route)) = (&body, &ctx.route) else {
+            return Ok(());
+        };
+        ctx.body_seen += chunk.len() as u64;
+        if let Err(too_large) = route.body.check_seen(ctx.body_seen) {
+            *body = None; // the excess does not reach the backend
+            ctx.refusal = Some(too_large.into());
+            return Err(Error::new_down(ErrorType::HTTPStatus(
+                StatusCode::PAYLOAD_TOO_LARGE.as_u16(),
+            )));
+        }
+        Ok(())
+    }
+
+    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        let (Some(route), Some(deadline)) = (ctx.route.clone(), ctx.deadline) else {
+            return Error::e_explain(
+                ErrorType::InternalError,
+                "a request without a route was let through",
+            );
+        };
+        let now = std::time::Instant::now();
+        let unavailable = |retry_after: Duration| Refusal::Unavailable {
+            service: route.service.name.clone(),
+            retry_after_secs: retry_after.as_secs_f64().ceil() as u32,
+        };
+        let Some(left) = deadline.left(now) else {
+            ctx.refusal = Some(Refusal::GatewayTimeout);
+            return Err(Error::explain(
+                ErrorType::ReadTimedout,
+                "the request's time was over before an attempt",
+            )
+            .into_up());
+        };
+        let picked = match route.service.pick(&ctx.tried) {
+            Ok(picked) => picked,
+            Err(_) => {
+                ctx.refusal = Some(unavailable(Duration::from_secs(1)));
+                return Err(
+                    Error::explain(ErrorType::ConnectNoRoute, "no healthy instance").into_up(),
+                );
+            }
+        };
+        match route.service.breaker.admit(now) {
+            Ok(permit) => ctx.permit = Some(permit),
+            Err(rejected) => {
+                ctx.refusal = Some(unavailable(rejected.retry_after));
+                return Err(Error::explain(
+                    ErrorType::ConnectRefused,
+                    "the circuit breaker is open",
+                )
+                .into_up());
+            }
+        }
+        ctx.attempts += 1;
+        let peer = picked.peer(&route.timeouts, left);
+        ctx.picked = Some(picked);
+        Ok(peer)
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        let (Some(route), Some(picked)) = (&ctx.route, &ctx.picked) else {
+            return Error::e_explain(
+                ErrorType::InternalError,
+                "a request without a route was let through",
+            );
+        };
+        if let Some(target) = &ctx.target {
+            request.set_raw_path(target.as_bytes())?;
+        }
+        headers::scrub(request, route);
+        let stamps = headers::Stamps {
+            authority: picked.authority(),
+            request_id: ctx.request_id.clone(),
+            client: ctx.client,
+            caller: ctx.caller.as_deref(),
+            scheme: ctx.scheme,
+        };
+        headers::stamp(request, stamps)?;
+        match &ctx.trace {
+            Some(trace) => request.insert_header("Traceparent", trace.header()),
+            None => Ok(()),
+        }
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        // Nobody asked for another protocol: a tunnel would carry requests that no policy sees.
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(
+                Error::explain(ErrorType::InvalidHTTPHeader, "101 was not asked for").into_up(),
+            );
+        }
+        if response.status.is_informational() {
+            return Ok(());
+        }
+        let failed = response.status.is_server_error();
+        ctx.end_attempt(if failed {
+            Outcome::Failure
+        } else {
+            Outcome::Success
+        });
+        if failed && ctx.is_webhook() {
+            ctx.refusal = Some(Refusal::WebhookFailed);
+            return Err(Error::explain(
+                ErrorType::HTTPStatus(response.status.as_u16()),
+                "the webhook's backend failed",
+            )
+            .into_up());
+        }
+        reply::scrub_response(response);
+        Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _: &mut Session,
+        _: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Duration>> {
+        // Each read has a time-out of its own; a backend that trickles would never meet it.
+        if !end_of_stream && ctx.deadline.is_some_and(Deadline::is_over) {
+            return Err(Error::explain(
+                ErrorType::ReadTimedout,
+                "the answer was not complete in time",
+            )
+            .into_up());
+        }
+        Ok(None)
+    }
+
+    async fn response_filter(
+        &self,
+        _: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if response.status.is_informational() {
+            return Ok(());
+        }
+        self.stamp_response(response, ctx)
+    }
+
+    /// Nothing was sent yet: another instance may answer.
+    fn fail_to_connect(
+        &self,
+        _: &mut Session,
+        peer: &HttpPeer,
+        ctx: &mut Ctx,
+        mut e: Box<Error>,
+    ) -> Box<Error> {
+        ctx.end_attempt(verdict::outcome(&e));
+        if let Some(address) = peer._address.as_inet() {
+            ctx.tried.push(*address);
+        }
+        let another = ctx
+            .route
+            .as_ref()
+            .is_some_and(|route| route.service.has_another(&ctx.tried));
+        e.set_retry(
+            another && ctx.attempts < MOST_ATTEMPTS && !ctx.deadline.is_some_and(Deadline::is_over),
+        );
+        e
+    }
+
+    /// As Pingora has it (only what is idempotent, whole in the buffer, and met a stale connection, is sent again),
+    /// less requests whose time is over.
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        e: Box<Error>,
+        ctx: &mut Ctx,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let mut e = e.more_context(format!("instance {}", peer._address));
+        let safe = session.req_header().method.is_idempotent()
+            && !session.as_ref().retry_buffer_truncated();
+        if safe
+            && ctx.refusal.is_none()
+            && ctx.attempts < MOST_ATTEMPTS
+            && !ctx.deadline.is_some_and(Deadline::is_over)
+        {
+            e.retry.decide_reuse(client_reused);
+        } else {
+            e.set_retry(false);
+        }
+        // A connection that the backend had closed while it was idle says nothing about its health.
+        ctx.end_attempt(if e.retry() {
+            Outcome::Unknown
+        } else {
+            verdict::outcome(&e)
+        });
+        e
+    }
+
+    /// The one way out for what cannot be answered otherwise.
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
+        let service = ctx.route.as_ref().map_or("", |route| &*route.service.name);
+        let refusal = ctx.refusal.take().or_else(|| verdict::refusal(e, service));
+        let refusal = match refusal {
+            Some(_) if ctx.is_webhook() && *e.esource() == ErrorSource::Upstream => {
+                Some(Refusal::WebhookFailed)
+            }
+            refusal => refusal,
+        };
+        let mut error_code = 0;
+        if let Some(refusal) = refusal.filter(|_| {
+            session
+                .response_written()
+                .is_none_or(|r| r.status.is_informational())
+        }) {
+            // Pingora closes the connection after this, and the answer must say so.
+            session.set_keepalive(None);
+            self.audit(session, ctx, &refusal);
+            error_code = refusal.parts().status.as_u16();
+            if let Err(e) = reply::refuse(session, ctx, &self.secure_headers, &refusal).await {
+                log::debug!("the client is gone before its answer: {e}");
+            }
+        }
+        FailToProxy {
+            error_code,
+            can_reuse_downstream: false,
+        }
+    }
+
+    /// Our access line tells it.
+    fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &Ctx,
+        _: &Error,
+        _: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
+        let elapsed = ctx.start.elapsed();
+        let status = session
+            .response_written()
+            .map_or(CLIENT_CLOSED_REQUEST, |head| head.status.as_u16());
+        let (received, sent) = (session.body_bytes_read(), session.body_bytes_sent());
+        let request = session.req_header();
+        let metrics = match &ctx.route {
+            Some(route) => route.metrics.method(ctx.method),
+            None => self.method_metrics(ctx, &request.method),
+        };
+        metrics.end(status, elapsed, received, sent);
+        ctx.in_progress = None;
+        ctx.permit = None;
+        if ctx.endpoint.is_some_and(|endpoint| !endpoint.is_logged()) {
+            return;
+        }
+        self.logger.access(&Access {
+            request_id: ctx.request_id(),
+            trace_id: ctx.trace.as_ref().map(Trace::id),
+            method: request.method.as_str(),
+            target: request
+                .uri
+                .path_and_query()
+                .map_or("", |target| target.as_str()),
+            client: ctx.client,
+            route: ctx
+                .route
+                .as_ref()
+                .map_or(ctx.endpoint.map_or(UNMATCHED, Endpoint::path), |route| {
+                    &route.template
+                }),
+            service: ctx.route.as_ref().map(|route| &*route.service.name),
+            upstream: ctx.picked.as_ref().map(|picked| picked.address),
+            attempts: ctx.attempts,
+            user: ctx.caller.as_ref().map(|caller| &*caller.id),
+            tenant: ctx
+                .caller
+                .as_ref()
+                .and_then(|caller| caller.tenant.to_str().ok()),
+            venue: request
+                .headers
+                .get("x-venue-id")
+                .and_then(|venue| venue.to_str().ok()),
+            status,
+            code: ctx.code,
+            error: e
+                .filter(|e| *e.esource() != ErrorSource::Downstream || ctx.code.is_none())
+                .map(ToString::to_string),
+            elapsed,
+            request_bytes: received,
+            response_bytes: sent,
+            headers: self.logger.logs_headers().then_some(&request.headers),
+        });
+    }
+}
+
+impl Gateway {
+    fn audit(&self, session: &Session, ctx: &Ctx, refusal: &Refusal) {
+        let Some(event) = Event::of(refusal) else {
+            return;
+        };
+        let request = session.req_header();
+        let target = request
+            .uri
+            .path_and_query()
+            .map_or("", |target| target.as_str());
+        let user = ctx.caller.as_ref().map(|caller| &*caller.id);
+        self.logger.audit(
+            event,
+            ctx.request_id(),
+            user,
+            ctx.client,
+            request.method.as_str(),
+            target,
+        );
+    }
+}
+
+/// The status that the log and the metrics show when the client did not wait for an answer, as nginx has it.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// Attempts that one request may make, the first with them.
+const MOST_ATTEMPTS: u32 = 5;
+
+fn peer_address(session: &Session) -> IpAddr {
+    session
+        .client_addr()
+        .and_then(|address| address.as_inet())
+        .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| {
+            address.ip().to_canonical()
+        })
+}
+
+/// What a trusted proxy says of how the client came to it.
+fn forwarded_over_tls(fields: &http::HeaderMap) -> bool {
+    fields
+        .get("x-forwarded-proto")
+        .is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"))
+}

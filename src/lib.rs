@@ -1,0 +1,31 @@
+//! The front door of TicketToken.
+//!
+//! # The life of a request
+//!
+//! | where | what is decided |
+//! |---|---|
+//! | `connection` | the head arrives whole, in time, and is HTTP (`admit::head`) |
+//! | `gateway` | the phases, in order: the table of contents |
+//! | `admit` | may it go on? address, path, origin, route, size, caller, permission, limits |
+//! | `forward` | where to, how often, how long? instance, breaker, headers, time |
+//! | `reply` | what comes back? refusals, the headers of every answer |
+//! | `observe` | the log line, the metrics, the trace |
+//!
+//! Beside it stand `config` (what the operator wrote), `route` (what it compiles to), `state` (what processes share),
+//! `ops` (what is asked of the gateway itself) and `server` (from a configuration to a running process).
+
+mod admit;
+mod cli;
+mod config;
+mod connection;
+mod context;
+mod forward;
+mod gateway;
+mod observe;
+mod ops;
+mod reply;
+mod route;
+mod server;
+mod state;
+
+pub use cli::main;

@@ -1,0 +1,342 @@
+//! One line for every request, with the documented fields; one more when it was slow.
+
+use std::cell::RefCell;
+use std::fmt::Display;
+use std::io::Write;
+use std::time::Duration;
+
+use http::HeaderMap;
+
+use super::sink::Sink;
+use super::{Format, Level, LogSettings, logging, redact};
+
+/// Writes structured lines.
+pub struct Logger {
+    sink: Sink,
+    level: Level,
+    format: Format,
+    slow: Duration,
+    /// `"service":"…",` as it stands in every line.
+    service: String,
+}
+
+/// What is known of a request when it is over. Texts that clients chose are escaped here.
+pub struct Access<'a> {
+    pub request_id: &'a str,
+    pub trace_id: Option<String>,
+    pub method: &'a str,
+    pub target: &'a str,
+    pub client: std::net::IpAddr,
+    pub route: &'a str,
+    pub service: Option<&'a str>,
+    pub upstream: Option<std::net::SocketAddr>,
+    pub attempts: u32,
+    pub user: Option<&'a str>,
+    pub tenant: Option<&'a str>,
+    pub venue: Option<&'a str>,
+    pub status: u16,
+    pub code: Option<&'a str>,
+    pub error: Option<String>,
+    pub elapsed: Duration,
+    pub request_bytes: usize,
+    pub response_bytes: usize,
+    /// Logged at debug, with secrets replaced.
+    pub headers: Option<&'a HeaderMap>,
+}
+
+/// A line in the making.
+pub struct Line<'a> {
+    out: &'a mut Vec<u8>,
+    format: Format,
+}
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Logger {
+    pub fn new(settings: &LogSettings, sink: Sink) -> Self {
+        Self {
+            sink,
+            level: settings.level,
+            format: settings.format,
+            slow: settings.slow_request,
+            service: format!(
+                "\"service\":{},",
+                serde_json::Value::from(settings.service_name.as_str())
+            ),
+        }
+    }
+
+    pub fn dropped(&self) -> u64 {
+        self.sink.dropped()
+    }
+
+    pub fn logs_headers(&self) -> bool {
+        self.level >= Level::Debug
+    }
+
+    /// The line of a request that is over.
+    pub fn access(&self, access: &Access<'_>) {
+        let level = match access.status {
+            500.. => log::Level::Error,
+            400..=499 => log::Level::Warn,
+            _ => log::Level::Info,
+        };
+        self.write(level, |line| access.write(line));
+        if access.elapsed > self.slow {
+            self.write(log::Level::Warn, |line| {
+                line.text("context", "performance");
+                line.text("metric", "slow_request");
+                line.text("requestId", access.request_id);
+                line.millis("responseTime", access.elapsed);
+                line.text("method", access.method);
+                line.target("url", access.target);
+                line.text("msg", "slow_request");
+            });
+        }
+    }
+
+    /// Writes a line of any kind, if its level is on.
+    pub fn write(&self, level: log::Level, fill: impl FnOnce(&mut Line<'_>)) {
+        let on = match level {
+            log::Level::Error => true,
+            log::Level::Warn => self.level >= Level::Warn,
+            log::Level::Info => self.level >= Level::Info,
+            log::Level::Debug | log::Level::Trace => self.level >= Level::Debug,
+        };
+        if !on {
+            return;
+        }
+        BUFFER.with_borrow_mut(|out| {
+            out.clear();
+            match self.format {
+                Format::Json => {
+                    out.extend_from_slice(b"{\"level\":\"");
+                    out.extend_from_slice(level.as_str().to_ascii_lowercase().as_bytes());
+                    out.extend_from_slice(b"\",\"time\":");
+                    out.extend_from_slice(
+                        itoa::Buffer::new()
+                            .format(logging::unix_millis())
+                            .as_bytes(),
+                    );
+                    out.push(b',');
+                    out.extend_from_slice(self.service.as_bytes());
+                }
+                Format::Pretty => {
+                    out.extend_from_slice(logging::clock().as_bytes());
+                    out.push(b' ');
+                    out.extend_from_slice(logging::colored(level).as_bytes());
+                }
+            }
+            fill(&mut Line {
+                out,
+                format: self.format,
+            });
+            if self.format == Format::Json {
+                // The comma of the last field.
+                out.pop();
+                out.push(b'}');
+            }
+            out.push(b'\n');
+            self.sink.put(out);
+        });
+    }
+}
+
+impl Access<'_> {
+    fn write(&self, line: &mut Line<'_>) {
+        line.text("context", "request");
+        line.text("requestId", self.request_id);
+        if let Some(trace) = &self.trace_id {
+            line.text("traceId", trace);
+        }
+        line.optional("venueId", self.venue);
+        line.optional("userId", self.user);
+        line.optional("tenantId", self.tenant);
+        line.text("method", self.method);
+        line.target("url", self.target);
+        line.display("ip", &self.client);
+        line.text("route", self.route);
+        line.optional("upstreamService", self.service);
+        if let Some(upstream) = &self.upstream {
+            line.display("upstream", upstream);
+            line.number("attempts", u64::from(self.attempts));
+        }
+        line.number("statusCode", u64::from(self.status));
+        line.optional("code", self.code);
+        line.optional("err", self.error.as_deref());
+        line.millis("responseTime", self.elapsed);
+        line.number("requestBytes", self.request_bytes as u64);
+        line.number("responseBytes", self.response_bytes as u64);
+        if let Some(headers) = self.headers {
+            line.headers("headers", headers);
+        }
+        line.message(self.method, self.target, self.status);
+    }
+}
+
+// === impl Line ===
+
+impl Line<'_> {
+    pub fn text(&mut self, name: &str, value: &str) {
+        self.open(name);
+        self.quote();
+        self.push_escaped(value);
+        self.quote();
+        self.close();
+    }
+
+    pub fn optional(&mut self, name: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.text(name, value);
+        }
+    }
+
+    /// A request target, without the values of secret parameters.
+    pub fn target(&mut self, name: &str, target: &str) {
+        self.open(name);
+        self.quote();
+        self.push_target(target);
+        self.quote();
+        self.close();
+    }
+
+    /// A value whose text needs no escaping: numbers and addresses.
+    pub fn display(&mut self, name: &str, value: &dyn Display) {
+        self.open(name);
+        self.quote();
+        let _ = write!(self.out, "{value}");
+        self.quote();
+        self.close();
+    }
+
+    pub fn number(&mut self, name: &str, value: u64) {
+        self.open(name);
+        self.out
+            .extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+        self.close();
+    }
+
+    /// Milliseconds with three places.
+    pub fn millis(&mut self, name: &str, time: Duration) {
+        self.open(name);
+        let micros = time.as_micros() as u64;
+        let mut digits = itoa::Buffer::new();
+        self.out
+            .extend_from_slice(digits.format(micros / 1000).as_bytes());
+        self.out.push(b'.');
+        let thousandths = digits.format(1000 + micros % 1000);
+        self.out.extend_from_slice(&thousandths.as_bytes()[1..]);
+        self.close();
+    }
+
+    fn headers(&mut self, name: &str, headers: &HeaderMap) {
+        self.open(name);
+        self.out.push(b'{');
+        for (i, (name, value)) in headers.iter().enumerate() {
+            if i > 0 {
+                self.out.push(b',');
+            }
+            self.out.push(b'"');
+            self.push_escaped(name.as_str());
+            self.out.extend_from_slice(b"\":\"");
+            match redact::is_secret_header(name) {
+                true => self.out.extend_from_slice(redact::REDACTED.as_bytes()),
+                false => self.push_escaped(&String::from_utf8_lossy(value.as_bytes())),
+            }
+            self.out.push(b'"');
+        }
+        self.out.push(b'}');
+        self.close();
+    }
+
+    /// `POST /api/v1/tickets/purchase - 200`.
+    fn message(&mut self, method: &str, target: &str, status: u16) {
+        self.open("msg");
+        self.quote();
+        self.push_escaped(method);
+        self.out.push(b' ');
+        self.push_target(target);
+        self.out.extend_from_slice(b" - ");
+        self.out
+            .extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
+        self.quote();
+        self.close();
+    }
+
+    fn push_target(&mut self, target: &str) {
+        redact::push_target(self.out, target, push_escaped);
+    }
+
+    fn push_escaped(&mut self, text: &str) {
+        push_escaped(self.out, text);
+    }
+
+    fn open(&mut self, name: &str) {
+        match self.format {
+            Format::Json => {
+                self.out.push(b'"');
+                self.out.extend_from_slice(name.as_bytes());
+                self.out.extend_from_slice(b"\":");
+            }
+            Format::Pretty => {
+                self.out.push(b' ');
+                self.out.extend_from_slice(name.as_bytes());
+                self.out.push(b'=');
+            }
+        }
+    }
+
+    fn quote(&mut self) {
+        if self.format == Format::Json {
+            self.out.push(b'"');
+        }
+    }
+
+    fn close(&mut self) {
+        if self.format == Format::Json {
+            self.out.push(b',');
+        }
+    }
+}
+
+/// Appends a text as the inside of a JSON string (RFC 8259, section 7).
+fn push_escaped(out: &mut Vec<u8>, text: &str) {
+    let needs_escape = |b: u8| b < 0x20 || b == b'"' || b == b'\\' || b == 0x7f;
+    if !text.bytes().fold(false, |any, b| any | needs_escape(b)) {
+        return out.extend_from_slice(text.as_bytes());
+    }
+    for b in text.bytes() {
+        match b {
+            b'"' => out.extend_from_slice(b"\\\""),
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            _ if needs_escape(b) => {
+                let _ = write!(out, "\\u{b:04x}");
+            }
+            _ => out.push(b),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escaped_text_is_json_whatever_it_holds() {
+        for text in [
+            "",
+            "plain",
+            "q\"uote\\",
+            "line\nbreak\r\t\0\x1b[31m",
+            "é☃",
+            "\u{7f}",
+        ] {
+            let mut out = b"\"".to_vec();
+            push_escaped(&mut out, text);
+            out.push(b'"');
+            assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), text);
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Security events, each a line of its own in the documented form: `{level, context: "audit", type: "security", …}`.
+
+use std::net::IpAddr;
+
+use super::access_log::{Line, Logger};
+use crate::reply::Refusal;
+
+/// What happened, and how bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub name: &'static str,
+    pub severity: &'static str,
+}
+
+impl Event {
+    /// The event that a refusal is, if it is one.
+    pub fn of(refusal: &Refusal) -> Option<Self> {
+        let (name, severity) = match refusal {
+            Refusal::InvalidToken => ("authentication_failed", "medium"),
+            Refusal::AuthRequired | Refusal::TokenExpired => ("authentication_failed", "low"),
+            Refusal::Forbidden(_) => ("authorization_failed", "medium"),
+            Refusal::RateLimited { .. } => ("rate_limit_exceeded", "medium"),
+            Refusal::Malformed(_) | Refusal::BadPath(_) => ("malformed_request", "medium"),
+            _ => return None,
+        };
+        Some(Self { name, severity })
+    }
+}
+
+impl Logger {
+    /// Writes the event. `user` where somebody was identified.
+    pub fn audit(
+        &self,
+        event: Event,
+        request_id: &str,
+        user: Option<&str>,
+        client: IpAddr,
+        method: &str,
+        target: &str,
+    ) {
+        self.write(log::Level::Warn, |line: &mut Line<'_>| {
+            line.text("context", "audit");
+            line.text("type", "security");
+            line.text("event", event.name);
+            line.text("severity", event.severity);
+            line.text("requestId", request_id);
+            if let Some(user) = user {
+                line.text("userId", user);
+            }
+            line.display("ip", &client);
+            line.text("method", method);
+            line.target("url", target);
+            line.text("msg", event.name);
+        });
+    }
+}

@@ -1,0 +1,135 @@
+//! What never reaches the log: the documented fields, and their kin, wherever they appear.
+
+use http::HeaderName;
+
+/// What stands in their place, as Pino had it.
+pub const REDACTED: &str = "[REDACTED]";
+
+/// Names, in lower case and without separators, whose values are never logged.
+const SECRETS: [&str; 18] = [
+    "password",
+    "authorization",
+    "cookie",
+    "setcookie",
+    "creditcard",
+    "cardnumber",
+    "cvv",
+    "cvc",
+    "ssn",
+    "token",
+    "accesstoken",
+    "refreshtoken",
+    "idtoken",
+    "apikey",
+    "xapikey",
+    "secret",
+    "proxyauthorization",
+    "stripesignature",
+];
+
+/// Whether the value under this name is kept out of the log: `credit_card`, `creditCard` and `user[password]` alike.
+pub fn is_secret(name: &str) -> bool {
+    // The last part of a nested name decides, `user.password` or `user[password]`.
+    let last = name.rsplit(['.', '[']).next().unwrap_or(name);
+    let mut plain = [0u8; 24];
+    let mut len = 0;
+    for b in last.bytes().filter(u8::is_ascii_alphanumeric) {
+        if len == plain.len() {
+            return false;
+        }
+        plain[len] = b.to_ascii_lowercase();
+        len += 1;
+    }
+    SECRETS
+        .iter()
+        .any(|secret| secret.as_bytes() == &plain[..len])
+}
+
+pub fn is_secret_header(name: &HeaderName) -> bool {
+    is_secret(name.as_str())
+}
+
+/// Appends a target for the log: its path as it is, the values of secret query parameters replaced.
+pub fn push_target(out: &mut Vec<u8>, target: &str, push: impl Fn(&mut Vec<u8>, &str)) {
+    let Some((path, query)) = target.split_once('?') else {
+        return push(out, target);
+    };
+    push(out, path);
+    let mut separator = "?";
+    for pair in query.split('&') {
+        push(out, separator);
+        separator = "&";
+        match pair.split_once('=') {
+            Some((name, _)) if is_secret(&decode_name(name)) => {
+                push(out, name);
+                push(out, "=");
+                push(out, REDACTED);
+            }
+            _ => push(out, pair),
+        }
+    }
+}
+
+/// A parameter's name without its percent-encoding: `p%61ssword` is a password too.
+fn decode_name(name: &str) -> std::borrow::Cow<'_, str> {
+    if !name.contains('%') {
+        return name.into();
+    }
+    let bytes = name.as_bytes();
+    let mut plain = String::with_capacity(name.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = |i: usize| bytes.get(i).and_then(|b| char::from(*b).to_digit(16));
+        match (bytes[at], hex(at + 1), hex(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                plain.push(char::from((high * 16 + low) as u8));
+                at += 3;
+            }
+            (b, ..) => {
+                plain.push(char::from(b));
+                at += 1;
+            }
+        }
+    }
+    plain.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(target: &str) -> String {
+        let mut out = Vec::new();
+        push_target(&mut out, target, |out, part| {
+            out.extend_from_slice(part.as_bytes())
+        });
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn secret_parameters_are_not_shown_however_they_are_spelled() {
+        for name in [
+            "password",
+            "PASSWORD",
+            "creditCard",
+            "credit_card",
+            "cvv",
+            "ssn",
+            "cookie",
+            "authorization",
+            "access_token",
+            "user[password]",
+            "user.password",
+            "p%61ssword",
+            "api-key",
+            "user%5Bpassword%5D",
+        ] {
+            let target = format!("/a?x=1&{name}=hunter2&y=2");
+            assert_eq!(shown(&target), format!("/a?x=1&{name}=[REDACTED]&y=2"));
+        }
+        assert_eq!(
+            shown("/a/password?passwordless=1&q"),
+            "/a/password?passwordless=1&q"
+        );
+    }
+}

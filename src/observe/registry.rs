@@ -1,0 +1,352 @@
+//! Every metric, under its documented name, labels and buckets. Label values come from the configuration, never from
+//! a request: a route is its template, a method one of seven or `OTHER`, and a path without a route is `unmatched`.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::route::{METHODS, MethodIndex};
+
+/// Seconds, as documented.
+const DURATIONS: [f64; 7] = [0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0];
+
+/// Bytes, as documented.
+const SIZES: [f64; 5] = [100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0];
+
+/// The route label of a path that has none.
+pub const UNMATCHED: &str = "unmatched";
+
+/// The metrics of a process.
+pub struct Metrics {
+    registry: Registry,
+    pub http: Arc<HttpMetrics>,
+    /// Authentication attempts by outcome: success or failure.
+    pub authentication_attempts: IntCounterVec,
+    /// State of each service's circuit breaker: 0 closed, 1 open, 2 half-open.
+    pub circuit_breaker_state: IntGaugeVec,
+    /// Requests refused with 429, by what they exceeded.
+    pub rate_limit_hits: IntCounterVec,
+    pub connections: IntGauge,
+    log_lines_dropped: IntGauge,
+    redis_up: IntGauge,
+    healthy_instances: IntGaugeVec,
+    instances: IntGaugeVec,
+    build_info: Gauge,
+}
+
+/// `http_*`, for all routes.
+pub struct HttpMetrics {
+    duration: HistogramVec,
+    total: IntCounterVec,
+    in_progress: IntGaugeVec,
+    request_size: HistogramVec,
+    response_size: HistogramVec,
+}
+
+/// One route's metrics; a method's are made when it is first used.
+pub struct RouteMetrics {
+    template: Box<str>,
+    http: Arc<HttpMetrics>,
+    by_method: [OnceLock<Box<MethodMetrics>>; METHODS.len() + 1],
+}
+
+/// One route's metrics for one method, with labels resolved.
+pub struct MethodMetrics {
+    method: &'static str,
+    template: Box<str>,
+    http: Arc<HttpMetrics>,
+    in_progress: IntGauge,
+    request_size: Histogram,
+    response_size: Histogram,
+    by_status: [OnceLock<StatusMetrics>; STATUSES],
+}
+
+struct StatusMetrics {
+    status: u16,
+    total: IntCounter,
+    duration: Histogram,
+}
+
+/// A request under way: the gauge falls when this is dropped.
+pub struct InProgress(IntGauge);
+
+/// Statuses of one route and method that have a place of their own; further ones are looked up each time.
+const STATUSES: usize = 16;
+
+impl Metrics {
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let http = HttpMetrics {
+            duration: histograms(
+                &registry,
+                "http_request_duration_seconds",
+                "Time from the request's head to the end of its answer, in seconds",
+                &["method", "route", "status_code"],
+                &DURATIONS,
+            )?,
+            total: counters(
+                &registry,
+                "http_requests_total",
+                "Requests answered",
+                &["method", "route", "status_code"],
+            )?,
+            in_progress: gauges(
+                &registry,
+                "http_requests_in_progress",
+                "Requests under way",
+                &["method", "route"],
+            )?,
+            request_size: histograms(
+                &registry,
+                "http_request_size_bytes",
+                "Request bodies, in bytes",
+                &["method", "route"],
+                &SIZES,
+            )?,
+            response_size: histograms(
+                &registry,
+                "http_response_size_bytes",
+                "Response bodies, in bytes",
+                &["method", "route"],
+                &SIZES,
+            )?,
+        };
+        let metrics = Self {
+            http: Arc::new(http),
+            authentication_attempts: counters(
+                &registry,
+                "authentication_attempts_total",
+                "Authentication attempts by outcome",
+                &["status"],
+            )?,
+            circuit_breaker_state: gauges(
+                &registry,
+                "circuit_breaker_state",
+                "State of a service's circuit breaker: 0 closed, 1 open, 2 half-open",
+                &["service"],
+            )?,
+            rate_limit_hits: counters(
+                &registry,
+                "rate_limit_hits_total",
+                "Requests refused with 429, by what they exceeded",
+                &["limit"],
+            )?,
+            connections: registered(
+                &registry,
+                IntGauge::new("downstream_connections", "Open connections from clients")?,
+            )?,
+            log_lines_dropped: registered(
+                &registry,
+                IntGauge::new(
+                    "log_lines_dropped",
+                    "Log lines dropped since the start because the writer could not keep up",
+                )?,
+            )?,
+            redis_up: registered(
+                &registry,
+                IntGauge::new(
+                    "redis_up",
+                    "1 when redis answers, 0 when it is away or not configured",
+                )?,
+            )?,
+            healthy_instances: gauges(
+                &registry,
+                "upstream_healthy_instances",
+                "Healthy instances of a service",
+                &["service"],
+            )?,
+            instances: gauges(
+                &registry,
+                "upstream_instances",
+                "Known instances of a service",
+                &["service"],
+            )?,
+            build_info: registered(
+                &registry,
+                Gauge::with_opts(
+                    Opts::new(
+                        "api_gateway_build_info",
+                        "Always 1; the labels tell the build",
+                    )
+                    .const_label("version", env!("CARGO_PKG_VERSION")),
+                )?,
+            )?,
+            registry,
+        };
+        metrics.build_info.set(1.0);
+        for status in ["success", "failure"] {
+            metrics.authentication_attempts.with_label_values(&[status]);
+        }
+        for limit in ["address", "caller"] {
+            metrics.rate_limit_hits.with_label_values(&[limit]);
+        }
+        metrics.registry.register(Box::new(
+            prometheus::process_collector::ProcessCollector::for_self(),
+        ))?;
+        Ok(metrics)
+    }
+
+    /// Takes over what is only worth counting when somebody looks.
+    pub fn observe_now(
+        &self,
+        lines_dropped: u64,
+        redis_up: bool,
+        census: impl Iterator<Item = (String, usize, usize)>,
+    ) {
+        self.log_lines_dropped.set(lines_dropped as i64);
+        self.redis_up.set(i64::from(redis_up));
+        for (service, all, healthy) in census {
+            self.instances
+                .with_label_values(&[&service])
+                .set(all as i64);
+            self.healthy_instances
+                .with_label_values(&[&service])
+                .set(healthy as i64);
+        }
+    }
+
+    /// The Prometheus text format, version 0.0.4.
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::with_capacity(16 << 10);
+        if let Err(e) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            log::error!("the metrics cannot be rendered: {e}");
+        }
+        text
+    }
+}
+
+fn registered<T: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: T,
+) -> prometheus::Result<T> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntCounterVec> {
+    registered(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+}
+
+fn gauges(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntGaugeVec> {
+    registered(registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+fn histograms(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+    buckets: &[f64],
+) -> prometheus::Result<HistogramVec> {
+    registered(
+        registry,
+        HistogramVec::new(
+            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
+            labels,
+        )?,
+    )
+}
+
+// === impl HttpMetrics ===
+
+impl HttpMetrics {
+    pub fn route(self: &Arc<Self>, template: &str) -> RouteMetrics {
+        RouteMetrics {
+            template: template.into(),
+            http: self.clone(),
+            by_method: [const { OnceLock::new() }; METHODS.len() + 1],
+        }
+    }
+}
+
+// === impl RouteMetrics ===
+
+impl RouteMetrics {
+    /// `None`: a method that no route knows.
+    pub fn method(&self, method: Option<MethodIndex>) -> &MethodMetrics {
+        let place = method.map_or(METHODS.len(), |index| index.0);
+        self.by_method[place].get_or_init(|| {
+            let name = METHODS.get(place).map_or("OTHER", |m| {
+                // The constants of `http` are 'static, their `as_str` is not.
+                match m.as_str() {
+                    "GET" => "GET",
+                    "HEAD" => "HEAD",
+                    "POST" => "POST",
+                    "PUT" => "PUT",
+                    "PATCH" => "PATCH",
+                    "DELETE" => "DELETE",
+                    _ => "OPTIONS",
+                }
+            });
+            let labels = [name, &*self.template];
+            Box::new(MethodMetrics {
+                method: name,
+                template: self.template.clone(),
+                in_progress: self.http.in_progress.with_label_values(&labels),
+                request_size: self.http.request_size.with_label_values(&labels),
+                response_size: self.http.response_size.with_label_values(&labels),
+                http: self.http.clone(),
+                by_status: [const { OnceLock::new() }; STATUSES],
+            })
+        })
+    }
+}
+
+// === impl MethodMetrics ===
+
+impl MethodMetrics {
+    pub fn begin(&self) -> InProgress {
+        self.in_progress.inc();
+        InProgress(self.in_progress.clone())
+    }
+
+    pub fn end(&self, status: u16, elapsed: Duration, request_bytes: usize, response_bytes: usize) {
+        self.request_size.observe(request_bytes as f64);
+        self.response_size.observe(response_bytes as f64);
+        for place in &self.by_status {
+            let metrics = place.get_or_init(|| self.status(status));
+            if metrics.status == status {
+                return metrics.observe(elapsed);
+            }
+        }
+        self.status(status).observe(elapsed);
+    }
+
+    fn status(&self, status: u16) -> StatusMetrics {
+        let text = status.to_string();
+        let labels = [self.method, &*self.template, &*text];
+        StatusMetrics {
+            status,
+            total: self.http.total.with_label_values(&labels),
+            duration: self.http.duration.with_label_values(&labels),
+        }
+    }
+}
+
+impl StatusMetrics {
+    fn observe(&self, elapsed: Duration) {
+        self.total.inc();
+        self.duration.observe(elapsed.as_secs_f64());
+    }
+}
+
+impl Drop for InProgress {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,281 @@
+//! Every answer that the gateway makes because it will not, or cannot, forward a request. One table.
+//!
+//! Clients read the stable `code`; what went wrong inside stays in the log. The body is the documented one:
+//! `{statusCode, error, message, code, details?, requestId, timestamp}`.
+
+use std::borrow::Cow;
+
+use http::{HeaderValue, StatusCode};
+
+use crate::admit::auth::{AuthError, MissingPermission};
+use crate::admit::cors::OriginNotAllowed;
+use crate::admit::head::HeadFault;
+use crate::admit::limits::Exceeded;
+use crate::admit::path::PathFault;
+use crate::admit::size::TooLarge;
+use crate::route::NoRoute;
+
+/// A refusal: what the client is told. Status, code and message come from one table, [`Refusal::parts`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The message is not HTTP as RFC 9112 has it, or is ambiguous. The connection is closed.
+    Malformed(&'static str),
+    /// The path is spelled in a way that another component could read differently.
+    BadPath(&'static str),
+    AuthRequired,
+    InvalidToken,
+    TokenExpired,
+    Forbidden(&'static str),
+    NotFound,
+    /// Carries the value of `Allow` (RFC 9110, section 15.5.6).
+    MethodNotAllowed(HeaderValue),
+    RequestTimeout,
+    PayloadTooLarge,
+    UriTooLong,
+    ExpectationFailed,
+    HeadersTooLarge,
+    VersionNotSupported,
+    RateLimited {
+        retry_after_secs: u32,
+    },
+    /// The service has no instance that answers: connection refused, none healthy, or its breaker is open.
+    Unavailable {
+        service: Box<str>,
+        retry_after_secs: u32,
+    },
+    /// The upstream's answer was no answer: reset, garbage, closed half-way.
+    BadGateway,
+    GatewayTimeout,
+    /// Stripe and its like try again on a 500, and only then (decision 32).
+    WebhookFailed,
+    Internal,
+}
+
+/// One row of the table.
+pub struct Parts {
+    pub status: StatusCode,
+    pub code: &'static str,
+    pub message: Cow<'static, str>,
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    pub fn parts(&self) -> Parts {
+        use StatusCode as S;
+        let (status, code, message): (_, _, Cow<'static, str>) = match self {
+            Refusal::Malformed(why) => (S::BAD_REQUEST, "BAD_REQUEST", (*why).into()),
+            Refusal::BadPath(why) => (S::BAD_REQUEST, "BAD_REQUEST", (*why).into()),
+            Refusal::AuthRequired => (
+                S::UNAUTHORIZED,
+                "AUTH_REQUIRED",
+                "Missing or invalid Authorization header".into(),
+            ),
+            Refusal::InvalidToken => (
+                S::UNAUTHORIZED,
+                "INVALID_TOKEN",
+                "Invalid or expired token".into(),
+            ),
+            Refusal::TokenExpired => (
+                S::UNAUTHORIZED,
+                "TOKEN_EXPIRED",
+                "Invalid or expired token".into(),
+            ),
+            Refusal::Forbidden(why) => (S::FORBIDDEN, "FORBIDDEN", (*why).into()),
+            Refusal::NotFound => (S::NOT_FOUND, "NOT_FOUND", "Resource not found".into()),
+            Refusal::MethodNotAllowed(_) => (
+                S::METHOD_NOT_ALLOWED,
+                "METHOD_NOT_ALLOWED",
+                "This method is not allowed here".into(),
+            ),
+            Refusal::RequestTimeout => (
+                S::REQUEST_TIMEOUT,
+                "REQUEST_TIMEOUT",
+                "The request did not arrive in time".into(),
+            ),
+            Refusal::PayloadTooLarge => (
+                S::PAYLOAD_TOO_LARGE,
+                "PAYLOAD_TOO_LARGE",
+                "The request body is too large".into(),
+            ),
+            Refusal::UriTooLong => (
+                S::URI_TOO_LONG,
+                "URI_TOO_LONG",
+                "The request target is too long".into(),
+            ),
+            Refusal::ExpectationFailed => (
+                S::EXPECTATION_FAILED,
+                "EXPECTATION_FAILED",
+                "Only 100-continue is understood in Expect".into(),
+            ),
+            Refusal::HeadersTooLarge => (
+                S::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "HEADERS_TOO_LARGE",
+                "The request header fields are too large".into(),
+            ),
+            Refusal::VersionNotSupported => (
+                S::HTTP_VERSION_NOT_SUPPORTED,
+                "HTTP_VERSION_NOT_SUPPORTED",
+                "HTTP/1.1 is spoken here".into(),
+            ),
+            Refusal::RateLimited { .. } => (
+                S::TOO_MANY_REQUESTS,
+                "RATE_LIMIT_ERROR",
+                "Rate limit exceeded".into(),
+            ),
+            Refusal::Unavailable { service, .. } => (
+                S::SERVICE_UNAVAILABLE,
+                "SERVICE_UNAVAILABLE",
+                format!("Service unavailable: {service}").into(),
+            ),
+            Refusal::BadGateway => (S::BAD_GATEWAY, "BAD_GATEWAY", "Bad Gateway".into()),
+            Refusal::GatewayTimeout => (
+                S::GATEWAY_TIMEOUT,
+                "GATEWAY_TIMEOUT",
+                "Gateway Timeout".into(),
+            ),
+            Refusal::WebhookFailed => (
+                S::INTERNAL_SERVER_ERROR,
+                "WEBHOOK_FAILED",
+                "The webhook could not be delivered; send it again".into(),
+            ),
+            Refusal::Internal => (
+                S::INTERNAL_SERVER_ERROR,
+                "INTERNAL_ERROR",
+                "An unexpected error occurred".into(),
+            ),
+        };
+        Parts {
+            status,
+            code,
+            message,
+        }
+    }
+
+    /// Whole seconds for `Retry-After`, on 429 and 503.
+    pub fn retry_after_secs(&self) -> Option<u32> {
+        match self {
+            Refusal::RateLimited { retry_after_secs }
+            | Refusal::Unavailable {
+                retry_after_secs, ..
+            } => Some((*retry_after_secs).max(1)),
+            _ => None,
+        }
+    }
+
+    /// The challenge of a 401 (RFC 6750, section 3).
+    pub fn challenge(&self) -> Option<&'static str> {
+        match self {
+            Refusal::AuthRequired => Some("Bearer realm=\"tickettoken\""),
+            Refusal::InvalidToken => Some("Bearer realm=\"tickettoken\", error=\"invalid_token\""),
+            Refusal::TokenExpired => Some(
+                "Bearer realm=\"tickettoken\", error=\"invalid_token\", error_description=\"the token expired\"",
+            ),
+            _ => None,
+        }
+    }
+
+    /// After these the message boundaries on the connection cannot be trusted any more, or the peer is too slow.
+    pub fn closes_connection(&self) -> bool {
+        matches!(
+            self,
+            Refusal::Malformed(_)
+                | Refusal::RequestTimeout
+                | Refusal::PayloadTooLarge
+                | Refusal::UriTooLong
+                | Refusal::HeadersTooLarge
+                | Refusal::VersionNotSupported
+                | Refusal::ExpectationFailed
+        )
+    }
+
+    /// The documented JSON body.
+    pub fn body(&self, request_id: &str) -> Vec<u8> {
+        let Parts {
+            status,
+            code,
+            message,
+        } = self.parts();
+        let reason = status.canonical_reason().unwrap_or("Error");
+        let timestamp = jiff::Timestamp::now();
+        let message = serde_json::Value::from(message.as_ref());
+        // The request id is ours, or made of `A-Za-z0-9._-`: it needs no escaping.
+        format!(
+            "{{\"statusCode\":{},\"error\":\"{reason}\",\"message\":{message},\"code\":\"{code}\",\
+             \"requestId\":\"{request_id}\",\"timestamp\":\"{timestamp:.3}\"}}",
+            status.as_u16(),
+        )
+        .into_bytes()
+    }
+}
+
+// === what each room says, and what the client is told of it ===
+
+impl From<HeadFault> for Refusal {
+    fn from(fault: HeadFault) -> Self {
+        match fault {
+            HeadFault::Malformed(why) => Refusal::Malformed(why),
+            HeadFault::TargetTooLong => Refusal::UriTooLong,
+            HeadFault::TooLarge => Refusal::HeadersTooLarge,
+            HeadFault::Version => Refusal::VersionNotSupported,
+            HeadFault::Connect => Refusal::MethodNotAllowed(HeaderValue::from_static(
+                "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+            )),
+            HeadFault::Expectation => Refusal::ExpectationFailed,
+        }
+    }
+}
+
+impl From<PathFault> for Refusal {
+    fn from(PathFault(why): PathFault) -> Self {
+        Refusal::BadPath(why)
+    }
+}
+
+impl From<NoRoute> for Refusal {
+    fn from(no_route: NoRoute) -> Self {
+        match no_route {
+            NoRoute::Path => Refusal::NotFound,
+            NoRoute::Method { allow } => Refusal::MethodNotAllowed(allow),
+        }
+    }
+}
+
+impl From<TooLarge> for Refusal {
+    fn from(_: TooLarge) -> Self {
+        Refusal::PayloadTooLarge
+    }
+}
+
+impl From<OriginNotAllowed> for Refusal {
+    fn from(_: OriginNotAllowed) -> Self {
+        Refusal::Forbidden("This origin is not allowed")
+    }
+}
+
+impl From<AuthError> for Refusal {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::NoCredentials => Refusal::AuthRequired,
+            AuthError::Invalid => Refusal::InvalidToken,
+            AuthError::Expired => Refusal::TokenExpired,
+            AuthError::TooManyFailures { retry_after_secs } => {
+                Refusal::RateLimited { retry_after_secs }
+            }
+        }
+    }
+}
+
+impl From<MissingPermission> for Refusal {
+    fn from(_: MissingPermission) -> Self {
+        Refusal::Forbidden("Insufficient permissions")
+    }
+}
+
+impl From<Exceeded> for Refusal {
+    fn from(exceeded: Exceeded) -> Self {
+        Refusal::RateLimited {
+            retry_after_secs: exceeded.retry_after_secs,
+        }
+    }
+}

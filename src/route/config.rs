@@ -1,0 +1,50 @@
+//! A route as YAML writes it. Adding one is a change of the file only.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::admit::auth::AuthRule;
+use crate::config::Bytes;
+use crate::forward::deadline::TimeoutConfig;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteConfig {
+    /// Whole segments: `/api/v1/venues/{venue}`, or with everything below: `/api/v1/venues/*`.
+    pub path: String,
+    /// Hosts that it answers for, `*.example.com` among them; empty: all.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// Default: those that `permissions` names, else all of them. GET brings HEAD with it.
+    #[serde(default)]
+    pub methods: Vec<String>,
+    pub service: String,
+    /// The path at the service, with the parameters of `path`; default: the same.
+    #[serde(default)]
+    pub target: Option<String>,
+    pub auth: AuthRule,
+    /// By method, or `*` for the others. Where none is named, a valid caller suffices.
+    #[serde(default)]
+    pub permissions: BTreeMap<String, String>,
+    /// Whose data it is, for `-own` permissions: `service` or `{parameter}`.
+    #[serde(default)]
+    pub owner: Option<String>,
+    /// The whole time for an answer.
+    #[serde(default)]
+    pub timeout: Option<TimeoutConfig>,
+    /// Forward the request untouched, and answer 500 when it cannot be delivered.
+    #[serde(default)]
+    pub webhook: bool,
+    #[serde(default)]
+    pub body_limit: Option<Bytes>,
+    /// Names of limits; default: the global one.
+    #[serde(default)]
+    pub limits: Option<Vec<String>>,
+    /// Request headers to forward beside the ordinary ones.
+    #[serde(default)]
+    pub forward_headers: Vec<String>,
+    /// Forward `Cookie`.
+    #[serde(default)]
+    pub cookies: bool,
+}

@@ -1,0 +1,443 @@
+//! Which rules hold for this request? A route is compiled once; a request only follows references.
+
+mod config;
+mod table;
+mod tree;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use http::{HeaderName, Method};
+
+use crate::admit::auth::AuthRule;
+use crate::admit::limits::{GLOBAL, Limits, MAX_RULES, Rule};
+use crate::admit::permissions::{Owner, Required, Roles, is_permission};
+use crate::admit::size::BodyLimit;
+use crate::config::Problems;
+use crate::forward::deadline::Timeouts;
+use crate::forward::pool::{Pool, Pools};
+use crate::observe::registry::{HttpMetrics, RouteMetrics};
+pub use config::RouteConfig;
+pub use table::{Found, NoRoute, Table};
+use tree::Captures;
+
+/// The compiled policies of one route.
+pub struct Route {
+    /// The path as the configuration has it: what logs and metrics call the route.
+    pub template: Box<str>,
+    pub service: Arc<Pool>,
+    target: Target,
+    pub auth: AuthRule,
+    permissions: [Option<Required>; METHODS.len()],
+    pub owner: Owner,
+    pub timeouts: Timeouts,
+    pub webhook: bool,
+    pub body: BodyLimit,
+    pub limits: Vec<Arc<Rule>>,
+    pub forward_headers: Vec<HeaderName>,
+    pub metrics: RouteMetrics,
+}
+
+/// The methods that routes know, in the order of every per-method table.
+pub const METHODS: [Method; 7] = [
+    Method::GET,
+    Method::HEAD,
+    Method::POST,
+    Method::PUT,
+    Method::PATCH,
+    Method::DELETE,
+    Method::OPTIONS,
+];
+
+/// A method's place in a per-method table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MethodIndex(pub usize);
+
+/// The path at the service.
+#[derive(Debug, PartialEq, Eq)]
+struct Target {
+    /// The target is spelled like the path: nothing is built for a request that came by the route's own path.
+    same: bool,
+    pieces: Vec<Piece>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Piece {
+    Text(Box<str>),
+    /// By its place among the path's parameters.
+    Parameter(usize),
+    /// What `*` stood for, with the slash before it.
+    Rest,
+}
+
+/// What routes are compiled against.
+pub struct Parts<'a> {
+    pub pools: &'a Pools,
+    pub roles: &'a Roles,
+    pub limits: &'a Limits,
+    pub body: BodyLimit,
+    pub http: &'a Arc<HttpMetrics>,
+}
+
+impl MethodIndex {
+    pub fn of(method: &Method) -> Option<Self> {
+        METHODS.iter().position(|m| m == method).map(Self)
+    }
+}
+
+impl RouteConfig {
+    /// The route and the methods that it answers, or `None` when a fault was found.
+    pub fn compile(
+        self,
+        place: &str,
+        parts: &Parts<'_>,
+        problems: &mut Problems,
+    ) -> Option<(Arc<Route>, Vec<MethodIndex>)> {
+        let faults_before = problems.len();
+        let Self {
+            path,
+            hosts: _, // the table's matter
+            methods,
+            service,
+            target,
+            auth,
+            permissions,
+            owner,
+            timeout,
+            webhook,
+            body_limit,
+            limits,
+            forward_headers,
+            cookies,
+        } = self;
+        let methods = compile_methods(place, &methods, permissions.keys(), problems);
+        let mut required = [const { None }; METHODS.len()];
+        for (method, permission) in &permissions {
+            if !is_permission(permission) || permission.ends_with('*') {
+                problems.add(
+                    format!("{place}.permissions.{method}"),
+                    format!("`{permission}` is not `resource:action`"),
+                );
+            }
+            for index in indices_of(method) {
+                if method != "*" || required[index.0].is_none() {
+                    required[index.0] = Some(parts.roles.require(permission));
+                }
+            }
+        }
+        // BTreeMap order puts `*` first: what a method names itself comes later and wins.
+        if auth == AuthRule::Public && !permissions.is_empty() {
+            problems.add(
+                format!("{place}.permissions"),
+                "nobody is identified on a public route",
+            );
+        }
+        let owner = match owner.as_deref() {
+            None => Owner::Unknown,
+            Some("service") => Owner::Service,
+            Some(text) => match parameter_index(&path, text) {
+                Some(index) => Owner::PathParameter(index),
+                None => {
+                    problems.add(
+                        format!("{place}.owner"),
+                        format!("`{text}` is neither `service` nor a parameter of the path"),
+                    );
+                    Owner::Unknown
+                }
+            },
+        };
+        let limits = compile_limits(place, limits, parts.limits, problems);
+        let mut headers = Vec::new();
+        for (i, name) in forward_headers.iter().enumerate() {
+            match HeaderName::try_from(name) {
+                Ok(header) if crate::forward::headers::may_be_forwarded(&header) => {
+                    headers.push(header)
+                }
+                Ok(_) => problems.add(
+                    format!("{place}.forward_headers[{i}]"),
+                    format!("`{name}` is never forwarded"),
+                ),
+                Err(_) => problems.add(
+                    format!("{place}.forward_headers[{i}]"),
+                    format!("`{name}` is not a header name"),
+                ),
+            }
+        }
+        if cookies {
+            headers.push(http::header::COOKIE);
+        }
+        let pool = parts.pools.get(&service);
+        if pool.is_none() {
+            problems.add(
+                format!("{place}.service"),
+                format!("there is no service `{service}`"),
+            );
+        }
+        let target = Target::compile(place, &path, target.as_deref(), problems);
+        let timeouts = parts.pools.timeouts(place, &service, timeout, problems);
+        if problems.len() > faults_before {
+            return None;
+        }
+        let route = Route {
+            metrics: parts.http.route(&path),
+            template: path.into(),
+            service: pool?.clone(),
+            target: target?,
+            auth,
+            permissions: required,
+            owner,
+            timeouts: timeouts?,
+            webhook,
+            body: body_limit.map_or(parts.body, |bytes| BodyLimit(bytes.0)),
+            limits,
+            forward_headers: headers,
+        };
+        Some((Arc::new(route), methods))
+    }
+}
+
+fn compile_methods<'a>(
+    place: &str,
+    named: &[String],
+    permissions: impl Iterator<Item = &'a String>,
+    problems: &mut Problems,
+) -> Vec<MethodIndex> {
+    let permissions: Vec<&String> = permissions.collect();
+    for (i, method) in named
+        .iter()
+        .enumerate()
+        .filter(|(_, m)| indices_of(m).is_empty() || *m == "*")
+    {
+        problems.add(
+            format!("{place}.methods[{i}]"),
+            format!("`{method}` is none of {METHODS:?}"),
+        );
+    }
+    for method in permissions.iter().filter(|m| indices_of(m).is_empty()) {
+        problems.add(
+            format!("{place}.permissions.{method}"),
+            format!("`{method}` is none of {METHODS:?}, nor `*`"),
+        );
+    }
+    let all: Vec<&str> = match (named, &permissions[..]) {
+        ([], permissions) if permissions.is_empty() || permissions.iter().any(|m| *m == "*") => {
+            vec!["*"]
+        }
+        ([], permissions) => permissions.iter().map(|m| m.as_str()).collect(),
+        (named, _) => named.iter().map(String::as_str).collect(),
+    };
+    let mut methods: Vec<MethodIndex> = all.into_iter().flat_map(indices_of).collect();
+    methods.sort_unstable_by_key(|m| m.0);
+    methods.dedup();
+    methods
+}
+
+/// The table places of a method's name; `*` is every method but OPTIONS, and GET brings HEAD.
+fn indices_of(method: &str) -> Vec<MethodIndex> {
+    match method {
+        "*" => (0..6).map(MethodIndex).collect(),
+        "GET" => vec![MethodIndex(0), MethodIndex(1)],
+        _ => METHODS
+            .iter()
+            .position(|m| m.as_str() == method)
+            .map(MethodIndex)
+            .into_iter()
+            .collect(),
+    }
+}
+
+fn compile_limits(
+    place: &str,
+    named: Option<Vec<String>>,
+    limits: &Limits,
+    problems: &mut Problems,
+) -> Vec<Arc<Rule>> {
+    let named = named.unwrap_or_else(|| vec![GLOBAL.to_owned()]);
+    if named.len() > MAX_RULES {
+        problems.add(
+            format!("{place}.limits"),
+            format!("a route has at most {MAX_RULES} limits"),
+        );
+    }
+    let mut rules = Vec::with_capacity(named.len());
+    for (i, name) in named.iter().enumerate() {
+        match limits.rule(name) {
+            Some(rule) => rules.push(rule.clone()),
+            None => problems.add(
+                format!("{place}.limits[{i}]"),
+                format!("there is no limit `{name}`"),
+            ),
+        }
+    }
+    rules
+}
+
+// === impl Route ===
+
+impl Route {
+    pub fn permission(&self, method: MethodIndex) -> Option<&Required> {
+        self.permissions[method.0].as_ref()
+    }
+
+    /// The path to ask the service for; `None` when it is the one that the client asked for.
+    fn target_path(
+        &self,
+        aliased: bool,
+        captures: &Captures<'_>,
+        path_len: usize,
+    ) -> Option<String> {
+        if self.target.same && !aliased {
+            return None;
+        }
+        let mut target = String::with_capacity(path_len + 16);
+        for piece in &self.target.pieces {
+            target.push_str(match piece {
+                Piece::Text(text) => text,
+                Piece::Parameter(index) => captures.parameter(*index).unwrap_or_default(),
+                Piece::Rest => captures.rest,
+            });
+        }
+        if target.is_empty() {
+            target.push('/');
+        }
+        Some(target)
+    }
+
+    fn owner_parameter(&self, captures: &Captures<'_>) -> Option<Box<str>> {
+        match &self.owner {
+            Owner::PathParameter(index) => captures.parameter(*index).map(Into::into),
+            Owner::Unknown | Owner::Service => None,
+        }
+    }
+}
+
+/// The place of `{name}` among a path's parameters.
+fn parameter_index(path: &str, segment: &str) -> Option<usize> {
+    path.split('/')
+        .filter(|s| s.starts_with('{'))
+        .position(|s| s == segment)
+}
+
+// === impl Target ===
+
+impl Target {
+    fn compile(
+        place: &str,
+        path: &str,
+        target: Option<&str>,
+        problems: &mut Problems,
+    ) -> Option<Self> {
+        let target_text = target.unwrap_or(path);
+        let target_place = format!(
+            "{place}.{}",
+            if target.is_some() { "target" } else { "path" }
+        );
+        let mut pieces = Vec::new();
+        let (body, rest) = match target_text.strip_suffix("/*") {
+            Some(body) => (body, true),
+            None => (target_text, false),
+        };
+        let mut text = String::new();
+        for segment in body.split('/').skip(usize::from(body.starts_with('/'))) {
+            text.push('/');
+            match parameter_index(path, segment) {
+                Some(index) => {
+                    pieces.push(Piece::Text(std::mem::take(&mut text).into()));
+                    pieces.push(Piece::Parameter(index));
+                }
+                None if segment.starts_with('{') => {
+                    problems.add(
+                        &target_place,
+                        format!("the path has no parameter `{segment}`"),
+                    );
+                }
+                None => text.push_str(segment),
+            }
+        }
+        if body.is_empty() && !rest {
+            text.push('/');
+        }
+        if !text.is_empty() {
+            pieces.push(Piece::Text(text.into()));
+        }
+        if rest {
+            pieces.push(Piece::Rest);
+        }
+        if rest != path.ends_with("/*") {
+            problems.add(
+                &target_place,
+                "path and target must both end in `/*`, or neither",
+            );
+        }
+        if !target_text.starts_with('/') {
+            problems.add(&target_place, "must begin with a slash");
+            return None;
+        }
+        Some(Self {
+            same: target_text == path,
+            pieces,
+        })
+    }
+}
+
+/// The parts of a request's target, in their one spelling.
+pub fn split_target(target: &str) -> (&str, Option<&str>) {
+    match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (target, None),
+    }
+}
+
+/// Whether the target must be written anew, and how.
+pub fn rebuild_target(
+    path: Cow<'_, str>,
+    target_path: Option<String>,
+    query: Option<&str>,
+) -> Option<String> {
+    let path = match (target_path, path) {
+        (Some(target), _) => target,
+        (None, Cow::Owned(normal)) => normal,
+        (None, Cow::Borrowed(_)) => return None,
+    };
+    Some(match query {
+        Some(query) => format!("{path}?{query}"),
+        None => path,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(path: &str, target: Option<&str>) -> (Option<Target>, Problems) {
+        let mut problems = Problems::default();
+        (Target::compile("r", path, target, &mut problems), problems)
+    }
+
+    #[test]
+    fn a_target_is_cut_into_pieces_once() {
+        let (compiled, problems) = target("/api/v1/auth/*", Some("/auth/*"));
+        assert!(problems.is_empty());
+        let pieces = vec![Piece::Text("/auth".into()), Piece::Rest];
+        assert_eq!(
+            compiled,
+            Some(Target {
+                same: false,
+                pieces
+            })
+        );
+        assert!(target("/a/{id}", None).0.unwrap().same);
+    }
+
+    #[test]
+    fn a_target_may_only_use_what_the_path_has() {
+        for (path, given) in [
+            ("/a/{id}", "/b/{other}"),
+            ("/a/*", "/b"),
+            ("/a", "/b/*"),
+            ("/a", "b"),
+        ] {
+            assert!(!target(path, Some(given)).1.is_empty(), "{path} -> {given}");
+        }
+    }
+}

@@ -1,0 +1,471 @@
+//! From a configuration to a running process: stores, pools, routes, listeners; and its orderly end.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use ipnet::IpNet;
+use parking_lot::Mutex;
+use pingora::listeners::TcpSocketOptions;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora::services::background::{BackgroundService, background_service};
+use pingora::services::listening::Service;
+use prometheus::IntGauge;
+use serde::Deserialize;
+use tokio::net::TcpSocket;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::admit::address::TrustedProxies;
+use crate::admit::auth::Attempts;
+use crate::admit::permissions::Roles;
+use crate::config::{self, Duration as Time, File, Problems, ServiceName};
+use crate::connection::{Front, FrontParts, Times};
+use crate::forward::pool::{HealthChecks, Pools};
+use crate::gateway::Gateway;
+use crate::observe::access_log::Logger;
+use crate::observe::registry::{Metrics, UNMATCHED};
+use crate::observe::sink::Sink;
+use crate::observe::{LogSettings, TracingConfig};
+use crate::ops::{Ops, Private};
+use crate::route::{self, Table};
+use crate::state::{RedisHealth, Revoked};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerConfig {
+    pub host: IpAddr,
+    /// 0: a free one, told in the log.
+    pub port: u16,
+    /// 0: one for each core.
+    pub threads: usize,
+    /// Proxies in front of us whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// For a whole head, from its first byte.
+    pub header_timeout: Time,
+    /// Between two requests on a connection.
+    pub keepalive_timeout: Time,
+    /// Between two pieces of a request body, and for the client to take a piece of an answer.
+    pub client_timeout: Time,
+    /// For what is in flight when the process is told to end.
+    pub shutdown_timeout: Time,
+    /// Idle connections to backends that are kept, for each thread.
+    pub upstream_connections: usize,
+    /// `SWAGGER_HOST`: accepted for the API documentation, which is not served yet.
+    pub public_host: String,
+}
+
+/// A configuration that was compiled: what runs is built from it without a further fault.
+pub struct Compiled {
+    gateway: Gateway,
+    front: FrontParts,
+    tasks: Vec<Box<dyn BackgroundService + Send + Sync>>,
+    pools: Arc<Pools>,
+    ops: Arc<Ops>,
+    listen: SocketAddr,
+    threads: usize,
+    shutdown_timeout: Duration,
+    upstream_connections: usize,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            host: IpAddr::from([0, 0, 0, 0]),
+            port: 3000,
+            threads: 0,
+            trusted_proxies: Vec::new(),
+            header_timeout: Time::secs(10),
+            keepalive_timeout: Time::secs(60),
+            client_timeout: Time::secs(30),
+            shutdown_timeout: Time::secs(30),
+            upstream_connections: 1024,
+            public_host: "api-gateway:3000".into(),
+        }
+    }
+}
+
+/// How the log is to be written: needed before the rest is compiled, which may have to say something.
+pub fn log_settings(file: &mut File, problems: &mut Problems) -> LogSettings {
+    let ServiceName(name) = std::mem::take(&mut file.service_name);
+    std::mem::take(&mut file.log).compile(file.environment, name, problems)
+}
+
+/// Compiles a configuration.
+///
+/// # Errors
+/// Every dangling name and impossible value, each with its place.
+pub fn compile(file: File, settings: &LogSettings, sink: Sink) -> Result<Compiled, Problems> {
+    let mut problems = Problems::default();
+    let p = &mut problems;
+    let File {
+        environment: stage,
+        service_name: _, // `log_settings` took it
+        server,
+        ops,
+        log: _, // as well
+        tracing: TracingConfig { enabled: tracing },
+        redis,
+        sizes,
+        cors,
+        secure_headers,
+        auth,
+        roles,
+        limits,
+        timeouts,
+        breaker,
+        health,
+        services,
+        aliases,
+        routes,
+    } = file;
+    let ServerConfig {
+        host,
+        port,
+        threads,
+        trusted_proxies,
+        header_timeout,
+        keepalive_timeout,
+        client_timeout,
+        shutdown_timeout,
+        upstream_connections,
+        public_host: _, // for the API documentation
+    } = server;
+    for (name, time) in [
+        ("header_timeout", header_timeout),
+        ("keepalive_timeout", keepalive_timeout),
+        ("client_timeout", client_timeout),
+    ] {
+        if time.0.is_zero() {
+            p.add(format!("server.{name}"), "must be longer than nothing");
+        }
+    }
+    let metrics = match Metrics::new() {
+        Ok(metrics) => Arc::new(metrics),
+        Err(e) => {
+            p.add("metrics", e.to_string());
+            return Err(problems);
+        }
+    };
+    let logger = Arc::new(Logger::new(settings, sink));
+    let (revoked, redis_health) = (
+        Arc::new(Revoked::default()),
+        Arc::new(RedisHealth::default()),
+    );
+    let follow = redis.compile(revoked.clone(), redis_health.clone(), p);
+    let (head, body) = sizes.compile(p);
+    let roles = Arc::new(Roles::compile(roles, p));
+    let limits = limits.compile(p);
+    let attempts = Attempts {
+        success: metrics
+            .authentication_attempts
+            .with_label_values(&["success"]),
+        failure: metrics
+            .authentication_attempts
+            .with_label_values(&["failure"]),
+    };
+    let auth = auth.compile(stage, &roles, revoked, attempts, p);
+    let timeouts = timeouts.compile(p);
+    let pools = Arc::new(Pools::compile(
+        services,
+        timeouts,
+        &breaker,
+        &health,
+        &metrics.circuit_breaker_state,
+        p,
+    ));
+    let parts = route::Parts {
+        pools: &pools,
+        roles: &roles,
+        limits: &limits,
+        body,
+        http: &metrics.http,
+    };
+    let table = Table::compile(routes, &aliases, &parts, p);
+    let ops = Arc::new(ops.compile(
+        pools.clone(),
+        redis_health,
+        metrics.clone(),
+        logger.clone(),
+        p,
+    ));
+    let secure_headers = Arc::new(secure_headers.compile(p));
+    let unmatched = Arc::new(metrics.http.route(UNMATCHED));
+    let cors = cors.compile(stage, p);
+    problems.none_or(())?;
+
+    let mut tasks: Vec<Box<dyn BackgroundService + Send + Sync>> =
+        vec![Box::new(HealthChecks::new(pools.clone()))];
+    tasks.extend(auth.jwks_refresh().map(|task| Box::new(task) as Box<_>));
+    tasks.extend(follow.map(|task| Box::new(task) as Box<_>));
+    Ok(Compiled {
+        front: FrontParts {
+            limits: head,
+            times: Times {
+                header: header_timeout.0,
+                idle: keepalive_timeout.0,
+                write: client_timeout.0,
+            },
+            connections: metrics.connections.clone(),
+            secure_headers: secure_headers.clone(),
+            unmatched: unmatched.clone(),
+            logger: logger.clone(),
+        },
+        gateway: Gateway {
+            trusted: TrustedProxies::new(trusted_proxies),
+            ops: ops.clone(),
+            ops_permission: roles.require("ops:view"),
+            limits,
+            cors,
+            table,
+            auth,
+            secure_headers,
+            tracing,
+            client_patience: client_timeout.0,
+            metrics,
+            unmatched,
+            logger,
+        },
+        tasks,
+        pools,
+        ops,
+        listen: SocketAddr::new(host, port),
+        threads: if threads == 0 {
+            std::thread::available_parallelism().map_or(1, usize::from)
+        } else {
+            threads
+        },
+        shutdown_timeout: shutdown_timeout.0,
+        upstream_connections,
+    })
+}
+
+/// Serves until a signal ends it.
+///
+/// # Errors
+/// When the process cannot listen.
+pub fn run(source: &config::Source, compiled: Compiled, sink: Sink) -> Result<(), String> {
+    let Compiled {
+        gateway,
+        front,
+        tasks,
+        pools,
+        ops,
+        listen,
+        threads,
+        shutdown_timeout,
+        upstream_connections,
+    } = compiled;
+    let conf = ServerConf {
+        threads,
+        // The end is ours to time: `Drain` leaves as soon as nothing is in flight.
+        grace_period_seconds: Some(shutdown_timeout.as_secs() + 2),
+        graceful_shutdown_timeout_seconds: Some(1),
+        upstream_keepalive_pool_size: upstream_connections,
+        // Attempts are counted in `gateway.rs`; this is only a last stop.
+        max_retries: 16,
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    first_look(&pools)?;
+
+    let (connections, logger) = (front.connections.clone(), front.logger.clone());
+    let proxy = pingora_proxy::http_proxy(&server.configuration, gateway);
+    let mut front = Service::new("front".to_owned(), Front::new(proxy, front));
+    let (reserved, options) = reserve(listen)?;
+    front.add_tcp_with_settings(&reserved.address.to_string(), options);
+    server.add_service(front);
+    let mut listeners = vec![("main", reserved)];
+    if let Some(address) = ops.listen {
+        let mut private = Service::new("private".to_owned(), Private(ops.clone()));
+        private.threads = Some(1);
+        let (reserved, options) = reserve(address)?;
+        private.add_tcp_with_settings(&reserved.address.to_string(), options);
+        server.add_service(private);
+        listeners.push(("private", reserved));
+    }
+    let announce = Announce {
+        listeners: Mutex::new(listeners),
+        logger,
+    };
+    server.add_service(background_service("announce", announce));
+    server.add_service(background_service("upkeep", Upkeep(tasks)));
+    server.add_service(background_service(
+        "drain",
+        Drain {
+            connections,
+            limit: shutdown_timeout,
+            sink,
+        },
+    ));
+    log::info!(
+        "api-gateway {} with {source}, {threads} threads",
+        env!("CARGO_PKG_VERSION")
+    );
+    server.run(RunArgs {
+        shutdown_signal: Box::new(Signals { ops }),
+    });
+    Ok(())
+}
+
+/// The verdicts on instances that can be had before the first request.
+fn first_look(pools: &Pools) -> Result<(), String> {
+    /// A dead instance costs its connection time-out; start-up does not wait for more than this.
+    const LIMIT: Duration = Duration::from_secs(3);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| format!("no runtime can be started: {e}"))?;
+    runtime.block_on(pools.first_look(LIMIT));
+    Ok(())
+}
+
+/// A port that was found or tried, and is kept until the listener has it.
+struct Reserved {
+    address: SocketAddr,
+    _placeholder: Option<TcpSocket>,
+}
+
+/// Finds a port for port 0, and says at once, and clearly, when another process has the wanted one.
+fn reserve(wanted: SocketAddr) -> Result<(Reserved, TcpSocketOptions), String> {
+    let failed = |e: std::io::Error| format!("cannot listen on {wanted}: {e}");
+    let mut options = TcpSocketOptions::default();
+    if wanted.port() != 0 {
+        drop(std::net::TcpListener::bind(wanted).map_err(failed)?);
+        return Ok((
+            Reserved {
+                address: wanted,
+                _placeholder: None,
+            },
+            options,
+        ));
+    }
+    // The placeholder does not listen: it only keeps the port from others until ours does.
+    let bound = || -> std::io::Result<TcpSocket> {
+        let socket = if wanted.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
+        socket.set_reuseaddr(true)?;
+        socket.set_reuseport(true)?;
+        socket.bind(wanted)?;
+        Ok(socket)
+    };
+    let placeholder = bound().map_err(failed)?;
+    options.so_reuseport = Some(true);
+    let address = placeholder.local_addr().map_err(failed)?;
+    Ok((
+        Reserved {
+            address,
+            _placeholder: Some(placeholder),
+        },
+        options,
+    ))
+}
+
+/// Keeps what lives beside the requests up to date: health, key sets, revocations.
+struct Upkeep(Vec<Box<dyn BackgroundService + Send + Sync>>);
+
+#[async_trait]
+impl BackgroundService for Upkeep {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        futures::future::join_all(self.0.iter().map(|task| task.start(shutdown.clone()))).await;
+    }
+}
+
+/// Says where the gateway listens, once it does.
+struct Announce {
+    listeners: Mutex<Vec<(&'static str, Reserved)>>,
+    logger: Arc<Logger>,
+}
+
+#[async_trait]
+impl BackgroundService for Announce {
+    async fn start(&self, _: ShutdownWatch) {
+        let listeners = std::mem::take(&mut *self.listeners.lock());
+        for (name, reserved) in &listeners {
+            let mut here = reserved.address;
+            if here.ip().is_unspecified() {
+                here.set_ip(if here.is_ipv4() {
+                    [127, 0, 0, 1].into()
+                } else {
+                    std::net::Ipv6Addr::LOCALHOST.into()
+                });
+            }
+            while tokio::net::TcpStream::connect(here).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            self.logger.write(log::Level::Info, |line| {
+                line.text("context", "server");
+                line.text("listener", name);
+                line.display("address", &reserved.address);
+                line.text("msg", "listening");
+            });
+        }
+    }
+}
+
+/// Leaves as soon as nothing is in flight any more.
+struct Drain {
+    connections: IntGauge,
+    limit: Duration,
+    sink: Sink,
+}
+
+#[async_trait]
+impl BackgroundService for Drain {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let _ = shutdown.wait_for(|down| *down).await;
+        let deadline = Instant::now() + self.limit;
+        while self.connections.get() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        match self.connections.get() {
+            0 => log::info!("every request is answered, the process ends"),
+            left => log::warn!(
+                "{left} connections are still open after {:?}, the process ends",
+                self.limit
+            ),
+        }
+        self.sink.flush(Duration::from_secs(1));
+        std::process::exit(0);
+    }
+}
+
+/// SIGTERM and SIGINT both end the process in order; a second one of either ends it at once (decision 35).
+struct Signals {
+    ops: Arc<Ops>,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    async fn recv(&self) -> ShutdownSignal {
+        let (mut term, mut int) = match (
+            signal(SignalKind::terminate()),
+            signal(SignalKind::interrupt()),
+        ) {
+            (Ok(term), Ok(int)) => (term, int),
+            // Without signals only SIGKILL ends the process; it serves on.
+            _ => return std::future::pending().await,
+        };
+        either(&mut term, &mut int).await;
+        log::info!("told to end: the listeners close, what is in flight is finished");
+        self.ops.drain();
+        tokio::spawn(async move {
+            either(&mut term, &mut int).await;
+            log::warn!("told to end again: the process ends at once");
+            std::process::exit(130);
+        });
+        ShutdownSignal::GracefulTerminate
+    }
+}
+
+async fn either(term: &mut Signal, int: &mut Signal) {
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}

@@ -1,0 +1,184 @@
+//! Follows the revocations in Redis: a full read at connect, then every change as Redis pushes it (client-side
+//! tracking in broadcast mode, RESP3). A lost connection is taken up again with a full read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, PushInfo,
+    PushKind, RedisConnectionInfo, RedisResult, Value,
+};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::keys::REVOCATIONS;
+use super::revoked::Sets;
+use super::{RedisHealth, RedisState, Revoked};
+use crate::config::Secret;
+
+/// The pause between two tries to connect.
+const RECONNECT: Duration = Duration::from_secs(1);
+
+/// A connection that died silently is noticed after one of these.
+const PING_EVERY: Duration = Duration::from_secs(1);
+
+/// Longest wait for one answer.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// The background task.
+pub struct Follow {
+    host: String,
+    port: u16,
+    password: Option<Secret>,
+    db: i64,
+    connect_timeout: Duration,
+    revoked: Arc<Revoked>,
+    health: Arc<RedisHealth>,
+}
+
+impl Follow {
+    pub(super) fn new(
+        host: String,
+        port: u16,
+        password: Option<Secret>,
+        db: i64,
+        connect_timeout: Duration,
+        revoked: Arc<Revoked>,
+        health: Arc<RedisHealth>,
+    ) -> Self {
+        Self {
+            host,
+            port,
+            password,
+            db,
+            connect_timeout,
+            revoked,
+            health,
+        }
+    }
+
+    /// Connects and follows until the connection is lost.
+    async fn follow(&self) -> RedisResult<()> {
+        let (mut redis, mut pushes) = self.connect().await?;
+        self.read_all(&mut redis).await?;
+        self.health.set(RedisState::Ok);
+        log::info!(
+            "revocations are followed in redis at {}:{}",
+            self.host,
+            self.port
+        );
+        let mut ping = tokio::time::interval(PING_EVERY);
+        loop {
+            tokio::select! {
+                push = pushes.recv() => match push {
+                    Some(PushInfo { kind: PushKind::Invalidate, data }) => self.take_up(&mut redis, data).await?,
+                    Some(PushInfo { kind: PushKind::Disconnection, .. }) | None => return Ok(()),
+                    Some(_) => {}
+                },
+                _ = ping.tick() => redis::cmd("PING").query_async::<()>(&mut redis).await?,
+            }
+        }
+    }
+
+    async fn connect(&self) -> RedisResult<(MultiplexedConnection, UnboundedReceiver<PushInfo>)> {
+        let mut settings = RedisConnectionInfo::default()
+            .set_db(self.db)
+            .set_protocol(ProtocolVersion::RESP3);
+        if let Some(password) = &self.password {
+            settings = settings.set_password(password.expose());
+        }
+        let address = ConnectionAddr::Tcp(self.host.clone(), self.port).into_connection_info()?;
+        let (sender, pushes) = unbounded_channel();
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.connect_timeout))
+            .set_response_timeout(Some(ANSWER))
+            .set_push_sender(sender);
+        let client = Client::open(address.set_redis_settings(settings))?;
+        let mut redis = client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
+        let mut tracking = redis::cmd("CLIENT");
+        tracking.arg("TRACKING").arg("ON").arg("BCAST");
+        for prefix in REVOCATIONS {
+            tracking.arg("PREFIX").arg(prefix);
+        }
+        tracking.query_async::<()>(&mut redis).await?;
+        Ok((redis, pushes))
+    }
+
+    /// Tracking is on already: a key written during the scan is pushed as well.
+    async fn read_all(&self, redis: &mut MultiplexedConnection) -> RedisResult<()> {
+        let mut sets = Sets::default();
+        for prefix in REVOCATIONS {
+            let mut cursor = 0u64;
+            loop {
+                let (next, keys): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
+                    .arg(cursor)
+                    .arg("MATCH")
+                    .arg(format!("{prefix}*"))
+                    .arg("COUNT")
+                    .arg(1000)
+                    .query_async(redis)
+                    .await?;
+                for key in keys {
+                    let value: Option<Vec<u8>> =
+                        redis::cmd("GET").arg(&key).query_async(redis).await?;
+                    sets.set(&key, value.as_deref());
+                }
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
+            }
+        }
+        self.revoked.replace(sets);
+        Ok(())
+    }
+
+    /// A push names keys, or nothing at all when the whole database was flushed.
+    async fn take_up(
+        &self,
+        redis: &mut MultiplexedConnection,
+        data: Vec<Value>,
+    ) -> RedisResult<()> {
+        let Some(Value::Array(keys)) = data.into_iter().next() else {
+            return self.read_all(redis).await;
+        };
+        for key in keys {
+            let Value::BulkString(key) = key else {
+                continue;
+            };
+            let value: Option<Vec<u8>> = redis::cmd("GET").arg(&key).query_async(redis).await?;
+            self.revoked.update(&key, value.as_deref());
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Follow {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        loop {
+            let lost = tokio::select! {
+                lost = self.follow() => lost,
+                _ = shutdown.changed() => return,
+            };
+            self.health.set(RedisState::Away);
+            let why = lost
+                .err()
+                .map_or_else(|| "the connection was closed".to_owned(), |e| e.to_string());
+            log::warn!(
+                "redis at {}:{} is away, the last known revocations hold: {why}",
+                self.host,
+                self.port
+            );
+            tokio::select! {
+                () = tokio::time::sleep(RECONNECT) => {}
+                _ = shutdown.changed() => return,
+            }
+        }
+    }
+}

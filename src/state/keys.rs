@@ -1,0 +1,35 @@
+//! Every Redis key that the gateway touches, its owner and its life.
+//!
+//! | key | written by | life |
+//! |---|---|---|
+//! | `session:blacklist:{token}` | operators, auth-service | the token's remaining life |
+//! | `session:revoked:jti:{jti}` | auth-service | the token's remaining life |
+//! | `session:revoked:user:{id}` | auth-service | the longest token's life; value: issued before, unix seconds |
+//! | `session:revoked:tenant:{id}` | auth-service | as for users |
+
+/// The prefixes that revocations are followed under.
+pub const REVOCATIONS: [&str; 2] = ["session:blacklist:", "session:revoked:"];
+
+/// What a revocation key names.
+#[derive(Debug, PartialEq, Eq)]
+pub enum RevocationKey<'a> {
+    Token(&'a [u8]),
+    Jti(&'a str),
+    User(&'a str),
+    Tenant(&'a str),
+}
+
+impl<'a> RevocationKey<'a> {
+    pub fn parse(key: &'a [u8]) -> Option<Self> {
+        if let Some(token) = key.strip_prefix(b"session:blacklist:") {
+            return Some(Self::Token(token));
+        }
+        let rest = std::str::from_utf8(key.strip_prefix(b"session:revoked:")?).ok()?;
+        match rest.split_once(':')? {
+            ("jti", jti) => Some(Self::Jti(jti)),
+            ("user", id) => Some(Self::User(id)),
+            ("tenant", id) => Some(Self::Tenant(id)),
+            _ => None,
+        }
+    }
+}
