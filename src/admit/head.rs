@@ -34,6 +34,8 @@ pub enum Progress {
 pub struct Head {
     /// Bytes of it, with the empty line.
     pub len: usize,
+    /// A chunked body follows.
+    pub chunked: bool,
     /// The target is in absolute form (RFC 9112, section 3.2.2): these bytes, scheme and authority, are to be cut
     /// out of it. The authority equals `Host`.
     pub cut: Option<Range<usize>>,
@@ -231,6 +233,7 @@ impl HeadReader {
         };
         Ok(Head {
             len: self.line_start,
+            chunked: self.transfer_encoding,
             cut,
         })
     }
@@ -299,7 +302,7 @@ fn trim(buf: &[u8], range: Range<usize>) -> Range<usize> {
 }
 
 /// `tchar` (RFC 9110, section 5.6.2).
-fn is_token_byte(b: u8) -> bool {
+pub fn is_token_byte(b: u8) -> bool {
     const TOKEN: [bool; 256] = {
         let mut table = [false; 256];
         let mut b = 0;
@@ -351,6 +354,7 @@ mod tests {
             read(&format!("{head}body")),
             Ok(Progress::Complete(Head {
                 len: head.len(),
+                chunked: false,
                 cut: None
             }))
         );
@@ -380,6 +384,7 @@ mod tests {
             read(head),
             Ok(Progress::Complete(Head {
                 len: head.len(),
+                chunked: false,
                 cut: Some(4..14)
             }))
         );

@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod auth;
+pub mod chunks;
 pub mod cors;
 pub mod head;
 pub mod limits;

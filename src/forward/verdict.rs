@@ -10,6 +10,9 @@ pub fn refusal(error: &Error, service: &str) -> Option<Refusal> {
     use ErrorType as E;
     match (error.esource(), error.etype()) {
         (ErrorSource::Downstream, E::ReadTimedout) => Some(Refusal::RequestTimeout),
+        (ErrorSource::Downstream, _) if breaks_framing(error) => {
+            Some(Refusal::Malformed("the chunked body is not well-formed"))
+        }
         (
             ErrorSource::Downstream,
             E::WriteError | E::WriteTimedout | E::ReadError | E::ConnectionClosed,
@@ -31,6 +34,12 @@ pub fn refusal(error: &Error, service: &str) -> Option<Refusal> {
         }),
         (ErrorSource::Internal | ErrorSource::Unset, _) => Some(Refusal::Internal),
     }
+}
+
+/// The chunked body was broken: `connection::guard` says so with this kind of error.
+fn breaks_framing(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<std::io::Error>();
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::InvalidData)
 }
 
 /// What the breaker learns from an attempt that ended in `error`.

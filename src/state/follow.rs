@@ -161,20 +161,26 @@ impl Follow {
 #[async_trait]
 impl BackgroundService for Follow {
     async fn start(&self, mut shutdown: ShutdownWatch) {
+        let mut told = false;
         loop {
             let lost = tokio::select! {
                 lost = self.follow() => lost,
                 _ = shutdown.changed() => return,
             };
+            // A redis that stays away is told of once.
+            if self.health.get() == RedisState::Ok {
+                told = false;
+            }
             self.health.set(RedisState::Away);
             let why = lost
                 .err()
                 .map_or_else(|| "the connection was closed".to_owned(), |e| e.to_string());
-            log::warn!(
-                "redis at {}:{} is away, the last known revocations hold: {why}",
-                self.host,
-                self.port
-            );
+            if !std::mem::replace(&mut told, true) {
+                let Self { host, port, .. } = self;
+                log::warn!(
+                    "redis at {host}:{port} is away, the last known revocations hold: {why}"
+                );
+            }
             tokio::select! {
                 () = tokio::time::sleep(RECONNECT) => {}
                 _ = shutdown.changed() => return,

@@ -27,11 +27,11 @@ pub struct Revoked {
 
 #[derive(Debug, Default)]
 pub struct Sets {
-    tokens: HashSet<Box<[u8]>, ahash::RandomState>,
-    jtis: HashSet<Box<str>, ahash::RandomState>,
+    tokens: Set<Box<[u8]>>,
+    jtis: Set<Box<str>>,
     /// Tokens issued before this time (unix seconds) are revoked.
-    users: HashMap<Box<str>, i64, ahash::RandomState>,
-    tenants: HashMap<Box<str>, i64, ahash::RandomState>,
+    users: Times,
+    tenants: Times,
 }
 
 impl Revoked {
@@ -78,18 +78,12 @@ impl Sets {
             return;
         };
         match (named, value) {
-            (RevocationKey::Token(token), Some(_)) => drop(self.tokens.insert(token.into())),
-            (RevocationKey::Token(token), None) => drop(self.tokens.remove(token)),
-            (RevocationKey::Jti(jti), Some(_)) => drop(self.jtis.insert(jti.into())),
-            (RevocationKey::Jti(jti), None) => drop(self.jtis.remove(jti)),
-            (RevocationKey::User(id), Some(value)) => {
-                drop(self.users.insert(id.into(), issued_before(value)))
+            (RevocationKey::Token(token), value) => {
+                follow(&mut self.tokens, token.into(), value.is_some())
             }
-            (RevocationKey::User(id), None) => drop(self.users.remove(id)),
-            (RevocationKey::Tenant(id), Some(value)) => {
-                drop(self.tenants.insert(id.into(), issued_before(value)))
-            }
-            (RevocationKey::Tenant(id), None) => drop(self.tenants.remove(id)),
+            (RevocationKey::Jti(jti), value) => follow(&mut self.jtis, jti.into(), value.is_some()),
+            (RevocationKey::User(id), value) => follow_time(&mut self.users, id, value),
+            (RevocationKey::Tenant(id), value) => follow_time(&mut self.tenants, id, value),
         }
     }
 
@@ -99,6 +93,24 @@ impl Sets {
             && self.users.is_empty()
             && self.tenants.is_empty()
     }
+}
+
+type Set<T> = HashSet<T, ahash::RandomState>;
+type Times = HashMap<Box<str>, i64, ahash::RandomState>;
+
+fn follow<T: Eq + std::hash::Hash>(set: &mut Set<T>, key: T, is_there: bool) {
+    if is_there {
+        set.insert(key);
+    } else {
+        set.remove(&key);
+    }
+}
+
+fn follow_time(times: &mut Times, id: &str, value: Option<&[u8]>) {
+    match value {
+        Some(value) => times.insert(id.into(), issued_before(value)),
+        None => times.remove(id),
+    };
 }
 
 /// A value that is no time revokes everything: whoever wrote it wanted something revoked.

@@ -2,6 +2,8 @@
 //! byte, before Pingora parses it. So a malformed request has our answer, our log line and our metrics, and nothing
 //! of it reaches a backend (docs/decisions/0003-own-head-reader.md).
 
+mod guard;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +19,7 @@ use pingora_timeout::timeout;
 use prometheus::IntGauge;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::admit::chunks::ChunkReader;
 use crate::admit::head::{Head, HeadReader, Progress};
 use crate::admit::request_id;
 use crate::admit::size::HeadLimits;
@@ -26,6 +29,7 @@ use crate::observe::audit::Event;
 use crate::observe::registry::{RouteMetrics, UNMATCHED};
 use crate::reply::Refusal;
 use crate::reply::secure_headers::SecureHeaders;
+use guard::ChunkGuard;
 
 /// The application of the main listener.
 pub struct Front {
@@ -64,7 +68,8 @@ const LINGER_BYTES: usize = 256 << 10;
 
 /// What came of waiting for a head.
 enum Arrived {
-    Head(BytesMut),
+    /// With what was read of the body, and, where it is chunked, its framing so far.
+    Head(BytesMut, Option<ChunkReader>),
     /// The client, the idle time or a shutdown ended the connection between two requests.
     Nothing,
     /// With what was read, and since when.
@@ -101,13 +106,18 @@ impl Front {
         let mut reader = HeadReader::default();
         loop {
             match reader.read(&buf, &self.parts.limits) {
-                Ok(Progress::Complete(Head { cut, .. })) => {
+                Ok(Progress::Complete(Head { len, chunked, cut })) => {
+                    let mut chunks = chunked.then(ChunkReader::default);
+                    if let Some(Err(fault)) = chunks.as_mut().map(|chunks| chunks.read(&buf[len..]))
+                    {
+                        return Arrived::Refused(Refusal::Malformed(fault.0), buf, start);
+                    }
                     if let Some(cut) = cut {
                         let tail = buf.split_off(cut.end);
                         buf.truncate(cut.start);
                         buf.unsplit(tail);
                     }
-                    return Arrived::Head(buf);
+                    return Arrived::Head(buf, chunks);
                 }
                 Ok(Progress::Partial) => {}
                 Err(fault) => return Arrived::Refused(fault.into(), buf, start),
@@ -206,14 +216,17 @@ impl ServerApp for Front {
         let mut shutdown = shutdown.clone();
         let mut settings = None;
         loop {
-            let head = match self.read_head(&mut stream, &mut shutdown).await {
-                Arrived::Head(head) => head,
+            let (head, chunks) = match self.read_head(&mut stream, &mut shutdown).await {
+                Arrived::Head(head, chunks) => (head, chunks),
                 Arrived::Nothing => return None,
                 Arrived::Refused(refusal, buf, start) => {
                     self.refuse(stream, refusal, &buf, start).await;
                     return None;
                 }
             };
+            if let Some(chunks) = chunks {
+                stream = ChunkGuard::wrap(stream, chunks);
+            }
             let mut session = ServerSession::new_http1(stream);
             if let Some(settings) = settings.take() {
                 pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session);
@@ -224,7 +237,7 @@ impl ServerApp for Front {
                 .process_new_http(session, &shutdown)
                 .await?
                 .consume();
-            stream = again;
+            stream = ChunkGuard::unwrap(again);
             settings = kept;
         }
     }

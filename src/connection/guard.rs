@@ -1,0 +1,143 @@
+//! A connection while a chunked body comes over it: the framing is checked on its way to Pingora.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use async_trait::async_trait;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::{SslDigest, TlsRef};
+use pingora::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    Stream, TimingDigest, UniqueID, UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::admit::chunks::ChunkReader;
+
+/// Reads fail with [`io::ErrorKind::InvalidData`] once the framing is broken.
+#[derive(Debug)]
+pub struct ChunkGuard {
+    stream: Stream,
+    chunks: ChunkReader,
+}
+
+impl ChunkGuard {
+    /// `chunks` has followed what was read of the body already.
+    pub fn wrap(stream: Stream, chunks: ChunkReader) -> Stream {
+        Box::new(Self { stream, chunks })
+    }
+
+    /// The connection itself, once the request is over.
+    pub fn unwrap(stream: Stream) -> Stream {
+        if !stream.as_any().is::<Self>() {
+            return stream;
+        }
+        match stream.into_any().downcast::<Self>() {
+            Ok(guard) => guard.stream,
+            Err(_) => unreachable!("it was looked at just now"),
+        }
+    }
+}
+
+impl AsyncRead for ChunkGuard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let outcome = self.chunks.read(&buf.filled()[before..]);
+        Poll::Ready(outcome.map_err(|fault| io::Error::new(io::ErrorKind::InvalidData, fault.0)))
+    }
+}
+
+impl AsyncWrite for ChunkGuard {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+// === what Pingora asks of a connection: the inner one knows ===
+
+#[async_trait]
+impl Shutdown for ChunkGuard {
+    async fn shutdown(&mut self) {
+        self.stream.shutdown().await;
+    }
+}
+
+#[async_trait]
+impl Peek for ChunkGuard {}
+
+impl UniqueID for ChunkGuard {
+    fn id(&self) -> UniqueIDType {
+        self.stream.id()
+    }
+}
+
+impl Ssl for ChunkGuard {
+    fn get_ssl(&self) -> Option<&TlsRef> {
+        self.stream.get_ssl()
+    }
+
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.stream.get_ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.stream.selected_alpn_proto()
+    }
+}
+
+impl GetTimingDigest for ChunkGuard {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.stream.get_timing_digest()
+    }
+
+    fn get_read_pending_time(&self) -> std::time::Duration {
+        self.stream.get_read_pending_time()
+    }
+
+    fn get_write_pending_time(&self) -> std::time::Duration {
+        self.stream.get_write_pending_time()
+    }
+}
+
+impl GetProxyDigest for ChunkGuard {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.stream.get_proxy_digest()
+    }
+}
+
+impl GetSocketDigest for ChunkGuard {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.stream.get_socket_digest()
+    }
+}
