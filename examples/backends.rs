@@ -7,6 +7,11 @@
 //! time-outs and no TLS. It is no example of how to serve HTTP. It is strict where a proxy's mistakes would
 //! hide: bare line feeds, two lengths, or a length beside chunks are answered 400.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "an example of its own: it reads its own environment"
+)]
+
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt::Write as _;

@@ -93,14 +93,16 @@ fn start(source: &Source, environment: &Environment, only_test: bool) -> Result<
     let mut file = config::load(source, environment).map_err(Failure::Faulty)?;
     let mut problems = Problems::default();
     let settings = server::log_settings(&mut file, &mut problems);
-    problems.none_or(()).map_err(Failure::Faulty)?;
-    let log_file = settings.file.as_deref().filter(|_| !only_test);
+    // A faulty configuration is only looked at: nothing is opened for it.
+    let only_look = only_test || !problems.is_empty();
+    let log_file = settings.file.as_deref().filter(|_| !only_look);
     let sink = Sink::open(log_file)
         .map_err(|e| Failure::Other(format!("the log cannot be opened: {e}")))?;
-    if !only_test {
+    if !only_look {
         logging::init(&settings, sink.clone());
     }
-    let compiled = server::compile(file, &settings, sink.clone()).map_err(Failure::Faulty)?;
+    let compiled =
+        server::compile(file, &settings, sink.clone(), problems).map_err(Failure::Faulty)?;
     if only_test {
         println!("{source} is good");
         return Ok(());

@@ -26,6 +26,8 @@ pub struct Ctx {
     pub request_id: HeaderValue,
     /// (admit)
     pub client: IpAddr,
+    /// The same as text. (admit)
+    pub client_text: HeaderValue,
     /// The client came over TLS, here or at a trusted proxy. (admit)
     pub scheme: &'static str,
     /// Whether the answer must name a page's origin. (admit)
@@ -70,6 +72,7 @@ impl Ctx {
             start: Instant::now(),
             request_id: HeaderValue::from_static(""),
             client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            client_text: HeaderValue::from_static(""),
             scheme: "http",
             origin: Origin::None,
             trace: None,
@@ -105,15 +108,5 @@ impl Ctx {
         if let Some(permit) = self.permit.take() {
             permit.end(outcome);
         }
-    }
-
-    /// `X-RateLimit-Limit` of a request that was refused before it had a standing: its route's tightest.
-    pub fn limit_of_route(&self) -> Option<HeaderValue> {
-        self.route
-            .as_ref()?
-            .limits
-            .iter()
-            .min_by_key(|rule| rule.max())
-            .map(|rule| rule.limit_header())
     }
 }

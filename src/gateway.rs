@@ -13,12 +13,12 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
-use crate::admit::address::TrustedProxies;
-use crate::admit::auth::{Auth, AuthRule};
+use crate::admit::address::{self, TrustedProxies};
+use crate::admit::auth::{Auth, AuthError, AuthRule, Caller, Identified, MissingPermission};
 use crate::admit::cors::Cors;
 use crate::admit::limits::Limits;
 use crate::admit::path;
-use crate::admit::permissions::{Owner, Required};
+use crate::admit::permissions::RoleId;
 use crate::admit::request_id::{self, X_REQUEST_ID};
 use crate::context::Ctx;
 use crate::forward::breaker::Outcome;
@@ -31,14 +31,14 @@ use crate::observe::trace::Trace;
 use crate::ops::{Endpoint, Ops};
 use crate::reply::secure_headers::SecureHeaders;
 use crate::reply::{self, Answer, Refusal};
-use crate::route::{Found, MethodIndex, Table, rebuild_target, split_target};
+use crate::route::{Found, MethodIndex, Route, Table, rebuild_target, split_target};
 
 /// The compiled configuration, and what the phases work with.
 pub struct Gateway {
     pub trusted: TrustedProxies,
     pub ops: Arc<Ops>,
-    /// What a caller needs for `auth: ops` routes from outside `ops.allow`.
-    pub ops_permission: Required,
+    /// The role that `auth: ops` routes ask for outside `ops.allow` (decision 28).
+    pub admin: Option<RoleId>,
     pub limits: Limits,
     pub cors: Cors,
     pub table: Table,
@@ -68,6 +68,7 @@ impl Gateway {
         let (method, fields) = (&request.method, &request.headers);
         ctx.request_id = request_id::take(fields);
         ctx.client = self.trusted.client_address(peer, fields);
+        ctx.client_text = address::text(ctx.client);
         ctx.scheme = if ctx.client != peer && forwarded_over_tls(fields) {
             "https"
         } else {
@@ -87,7 +88,7 @@ impl Gateway {
         if let Some(endpoint) = Endpoint::at(&path) {
             return self.answer_endpoint(endpoint, method, ctx);
         }
-        ctx.origin = self.cors.check(fields)?; // 403
+        ctx.origin = self.cors.check(fields, ctx.scheme)?; // 403
         let host = fields
             .get(http::header::HOST)
             .and_then(|host| host.to_str().ok())
@@ -114,27 +115,39 @@ impl Gateway {
                 .identify(route.auth, fields, ctx.client, ctx.start)
                 .await
             {
-                Ok(caller) => ctx.caller = Some(caller),
+                Ok(Identified { caller, beside }) => {
+                    let caller = ctx.caller.insert(caller);
+                    for holder in std::iter::once(&*caller).chain(&beside) {
+                        self.check_permission(&route, method, holder, owner_parameter.as_deref())?; // 403
+                    }
+                }
                 // Nobody was identified: the address pays, and its own limit may answer instead.
                 Err(error) => {
-                    self.spend(ctx)?; // 429
-                    return Err(error.into()); // 401
-                }
-            }
-        }
-        if let Some(caller) = &ctx.caller {
-            let owner_id = owner_parameter.as_deref();
-            match route.auth {
-                AuthRule::Ops => self.ops_permission.check(caller, &Owner::Unknown, None)?, // 403
-                AuthRule::Public | AuthRule::Token | AuthRule::TokenOrKey => {
-                    if let Some(required) = route.permission(method) {
-                        required.check(caller, &route.owner, owner_id)?; // 403
+                    if matches!(error, AuthError::TooManyFailures(_)) {
+                        self.rate_limited("authentication");
                     }
+                    self.spend(ctx)?; // 429
+                    return Err(error.into()); // 401, 429
                 }
             }
         }
         self.spend(ctx)?; // 429
         Ok(Admitted::GoOn)
+    }
+
+    fn check_permission(
+        &self,
+        route: &Route,
+        method: MethodIndex,
+        caller: &Caller,
+        owner_parameter: Option<&str>,
+    ) -> Result<(), MissingPermission> {
+        match (route.auth, route.permission(method)) {
+            (AuthRule::Ops, _) if caller.role.is_some() && caller.role == self.admin => Ok(()),
+            (AuthRule::Ops, _) => Err(MissingPermission),
+            (_, None) => Ok(()),
+            (_, Some(required)) => required.check(caller, &route.owner, owner_parameter),
+        }
     }
 
     fn is_public(&self, rule: AuthRule, client: IpAddr) -> bool {
@@ -200,14 +213,16 @@ impl Gateway {
         }
     }
 
-    /// What every answer carries, a backend's or our own.
-    fn stamp_response(&self, response: &mut ResponseHeader, ctx: &Ctx) -> Result<()> {
-        response.insert_header(X_REQUEST_ID, ctx.request_id.clone())?;
-        self.secure_headers.stamp(response)?;
-        if let (Some(standing), Some(route)) = (&ctx.standing, &ctx.route) {
-            standing.stamp(&route.limits, response)?;
-        }
-        Cors::stamp(&ctx.origin, response)
+    /// What every answer of a backend carries beside its own.
+    fn stamp_response(&self, response: &mut ResponseHeader, ctx: &Ctx) {
+        reply::rewrite(response, |fields| {
+            fields.insert(X_REQUEST_ID, ctx.request_id.clone());
+            self.secure_headers.stamp(fields);
+            if let Some(standing) = &ctx.standing {
+                standing.stamp(fields);
+            }
+            Cors::stamp(&ctx.origin, fields);
+        });
     }
 }
 
@@ -225,19 +240,20 @@ impl ProxyHttp for Gateway {
     async fn early_request_filter(&self, session: &mut Session, _: &mut Ctx) -> Result<()> {
         session.set_read_timeout(Some(self.client_patience));
         session.set_write_timeout(Some(self.client_patience));
+        // A client that sends its next request early does not harm this one; `logging` sees to it that the bytes go no
+        // further than here.
+        session.set_pipelining_enabled(true);
+        // What changes something is finished, although its client may have ended its side: a payment on its way is.
+        if !session.req_header().method.is_safe() {
+            session.set_abort_on_close(false);
+        }
         Ok(())
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         match self.admit(session, ctx).await {
             Ok(Admitted::GoOn) => {
-                if session
-                    .req_header()
-                    .headers
-                    .contains_key(http::header::EXPECT)
-                {
-                    session.write_continue_response().await?;
-                }
+                self.tell_to_continue(session).await?;
                 return Ok(false);
             }
             Ok(Admitted::Answered(answer)) => {
@@ -258,9 +274,19 @@ impl ProxyHttp for Gateway {
         &self,
         _: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        // Each piece starts the upstream's read time-out anew: a body that trickles in would never meet it.
+        if !end_of_stream && ctx.deadline.is_some_and(Deadline::is_over) {
+            *body = None;
+            ctx.refusal = Some(Refusal::RequestTimeout);
+            return Err(Error::explain(
+                ErrorType::ReadTimedout,
+                "the request was not complete in time",
+            )
+            .into_down());
+        }
         let (Some(chunk), Some(route)) = (&body, &ctx.route) else {
             return Ok(());
         };
@@ -316,6 +342,7 @@ impl ProxyHttp for Gateway {
             }
         }
         ctx.attempts += 1;
+        ctx.body_seen = 0; // a body that is sent again is counted again
         let peer = picked.peer(&route.timeouts, left);
         ctx.picked = Some(picked);
         Ok(peer)
@@ -333,20 +360,17 @@ impl ProxyHttp for Gateway {
                 "a request without a route was let through",
             );
         };
-        if let Some(target) = &ctx.target {
-            request.set_raw_path(target.as_bytes())?;
-        }
-        headers::scrub(request, route);
         let stamps = headers::Stamps {
             authority: picked.authority(),
             request_id: ctx.request_id.clone(),
-            client: ctx.client,
+            client: ctx.client_text.clone(),
             caller: ctx.caller.as_deref(),
             scheme: ctx.scheme,
+            trace: ctx.trace.as_ref(),
         };
-        headers::stamp(request, stamps)?;
-        match &ctx.trace {
-            Some(trace) => request.insert_header("Traceparent", trace.header()),
+        headers::rewrite(request, route, stamps);
+        match &ctx.target {
+            Some(target) => request.set_raw_path(target.as_bytes()),
             None => Ok(()),
         }
     }
@@ -380,7 +404,7 @@ impl ProxyHttp for Gateway {
             )
             .into_up());
         }
-        reply::scrub_response(response);
+        reply::rewrite(response, reply::scrub);
         Ok(())
     }
 
@@ -404,14 +428,23 @@ impl ProxyHttp for Gateway {
 
     async fn response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
         if response.status.is_informational() {
             return Ok(());
         }
-        self.stamp_response(response, ctx)
+        // HTTP/1.0 knows no chunks: the body ends with the connection (RFC 9112, section 6.1).
+        if session.req_header().version == http::Version::HTTP_10
+            && response
+                .remove_header(&http::header::TRANSFER_ENCODING)
+                .is_some()
+        {
+            session.set_keepalive(None);
+        }
+        self.stamp_response(response, ctx);
+        Ok(())
     }
 
     /// Nothing was sent yet: another instance may answer.
@@ -422,7 +455,6 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        ctx.end_attempt(verdict::outcome(&e));
         if let Some(address) = peer._address.as_inet() {
             ctx.tried.push(*address);
         }
@@ -433,6 +465,12 @@ impl ProxyHttp for Gateway {
         e.set_retry(
             another && ctx.attempts < MOST_ATTEMPTS && !ctx.deadline.is_some_and(Deadline::is_over),
         );
+        // The breaker counts requests: only the last attempt says how this one ended.
+        ctx.end_attempt(if e.retry() {
+            Outcome::Unknown
+        } else {
+            verdict::outcome(&e)
+        });
         e
     }
 
@@ -447,6 +485,15 @@ impl ProxyHttp for Gateway {
         client_reused: bool,
     ) -> Box<Error> {
         let mut e = e.more_context(format!("instance {}", peer._address));
+        // A backend cannot answer what it was not sent: the client is late, not the service.
+        let timed_out = matches!(
+            e.etype(),
+            ErrorType::ReadTimedout | ErrorType::WriteTimedout
+        );
+        if *e.esource() == ErrorSource::Upstream && timed_out && !session.as_mut().is_body_done() {
+            ctx.refusal = Some(Refusal::RequestTimeout);
+            ctx.end_attempt(Outcome::Unknown);
+        }
         let safe = session.req_header().method.is_idempotent()
             && !session.as_ref().retry_buffer_truncated();
         if safe
@@ -513,9 +560,12 @@ impl ProxyHttp for Gateway {
     }
 
     async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
+        // Bytes that came behind this request close the connection: the next head must pass `connection` first.
+        session.set_pipelining_enabled(false);
         let elapsed = ctx.start.elapsed();
         let status = session
             .response_written()
+            .filter(|head| !head.status.is_informational())
             .map_or(CLIENT_CLOSED_REQUEST, |head| head.status.as_u16());
         let (received, sent) = (session.body_bytes_read(), session.body_bytes_sent());
         let request = session.req_header();
@@ -537,7 +587,7 @@ impl ProxyHttp for Gateway {
                 .uri
                 .path_and_query()
                 .map_or("", |target| target.as_str()),
-            client: ctx.client,
+            client: ctx.client_text.to_str().unwrap_or_default(),
             route: ctx
                 .route
                 .as_ref()
@@ -545,7 +595,7 @@ impl ProxyHttp for Gateway {
                     &route.template
                 }),
             service: ctx.route.as_ref().map(|route| &*route.service.name),
-            upstream: ctx.picked.as_ref().map(|picked| picked.address),
+            upstream: ctx.picked.as_ref().map(|picked| &*picked.address_text),
             attempts: ctx.attempts,
             user: ctx.caller.as_ref().map(|caller| &*caller.id),
             tenant: ctx
@@ -560,7 +610,7 @@ impl ProxyHttp for Gateway {
             code: ctx.code,
             error: e
                 .filter(|e| *e.esource() != ErrorSource::Downstream || ctx.code.is_none())
-                .map(ToString::to_string),
+                .map(verdict::cause),
             elapsed,
             request_bytes: received,
             response_bytes: sent,
@@ -570,6 +620,22 @@ impl ProxyHttp for Gateway {
 }
 
 impl Gateway {
+    /// Answers `Expect: 100-continue`, now that the request may go on. HTTP/1.0 has no such answer (RFC 9110, section
+    /// 10.1.1).
+    async fn tell_to_continue(&self, session: &mut Session) -> Result<()> {
+        let request = session.req_header();
+        if request.version != http::Version::HTTP_11
+            || !request.headers.contains_key(http::header::EXPECT)
+        {
+            return Ok(());
+        }
+        // Pingora takes the 100 for an answer before the body's end, and would close the connection for it.
+        let keepalive = session.get_keepalive();
+        session.write_continue_response().await?;
+        session.set_keepalive(keepalive);
+        Ok(())
+    }
+
     fn audit(&self, session: &Session, ctx: &Ctx, refusal: &Refusal) {
         let Some(event) = Event::of(refusal) else {
             return;

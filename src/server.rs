@@ -96,8 +96,14 @@ pub fn log_settings(file: &mut File, problems: &mut Problems) -> LogSettings {
 ///
 /// # Errors
 /// Every dangling name and impossible value, each with its place.
-pub fn compile(file: File, settings: &LogSettings, sink: Sink) -> Result<Compiled, Problems> {
-    let mut problems = Problems::default();
+///
+/// `problems` are those that were found before.
+pub fn compile(
+    file: File,
+    settings: &LogSettings,
+    sink: Sink,
+    mut problems: Problems,
+) -> Result<Compiled, Problems> {
     let p = &mut problems;
     let File {
         environment: stage,
@@ -215,7 +221,7 @@ pub fn compile(file: File, settings: &LogSettings, sink: Sink) -> Result<Compile
         gateway: Gateway {
             trusted: TrustedProxies::new(trusted_proxies),
             ops: ops.clone(),
-            ops_permission: roles.require("ops:view"),
+            admin: roles.id("admin"),
             limits,
             cors,
             table,
@@ -331,18 +337,8 @@ struct Reserved {
 /// Finds a port for port 0, and says at once, and clearly, when another process has the wanted one.
 fn reserve(wanted: SocketAddr) -> Result<(Reserved, TcpSocketOptions), String> {
     let failed = |e: std::io::Error| format!("cannot listen on {wanted}: {e}");
-    let mut options = TcpSocketOptions::default();
-    if wanted.port() != 0 {
-        drop(std::net::TcpListener::bind(wanted).map_err(failed)?);
-        return Ok((
-            Reserved {
-                address: wanted,
-                _placeholder: None,
-            },
-            options,
-        ));
-    }
-    // The placeholder does not listen: it only keeps the port from others until ours does.
+    let any_port = wanted.port() == 0;
+    // It is bound but does not listen: no client can meet it, and another listener at the port shows.
     let bound = || -> std::io::Result<TcpSocket> {
         let socket = if wanted.is_ipv4() {
             TcpSocket::new_v4()?
@@ -350,17 +346,21 @@ fn reserve(wanted: SocketAddr) -> Result<(Reserved, TcpSocketOptions), String> {
             TcpSocket::new_v6()?
         };
         socket.set_reuseaddr(true)?;
-        socket.set_reuseport(true)?;
+        socket.set_reuseport(any_port)?;
         socket.bind(wanted)?;
         Ok(socket)
     };
-    let placeholder = bound().map_err(failed)?;
-    options.so_reuseport = Some(true);
-    let address = placeholder.local_addr().map_err(failed)?;
+    let socket = bound().map_err(failed)?;
+    let address = socket.local_addr().map_err(failed)?;
+    let mut options = TcpSocketOptions::default();
+    if any_port {
+        options.so_reuseport = Some(true);
+    }
+    // A free port is kept from others until ours listens on it; a given one must be let go for it.
     Ok((
         Reserved {
             address,
-            _placeholder: Some(placeholder),
+            _placeholder: any_port.then_some(socket),
         },
         options,
     ))
@@ -420,6 +420,8 @@ impl BackgroundService for Drain {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let _ = shutdown.wait_for(|down| *down).await;
         let deadline = Instant::now() + self.limit;
+        // A connection that was just accepted is not counted yet.
+        tokio::time::sleep(Duration::from_millis(50)).await;
         while self.connections.get() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use ipnet::IpNet;
 
 /// Proxies whose `X-Forwarded-For` is believed. Empty: nobody's is.
@@ -40,6 +40,11 @@ impl TrustedProxies {
     fn trusts(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(&address))
     }
+}
+
+/// An address as text: for the backends, and for the log.
+pub fn text(address: IpAddr) -> HeaderValue {
+    HeaderValue::try_from(address.to_string()).expect("an address is a header value")
 }
 
 fn parse(entry: &[u8]) -> Option<IpAddr> {

@@ -5,9 +5,12 @@
 
 use std::collections::HashSet;
 
-use http::header::{ACCESS_CONTROL_REQUEST_METHOD, HOST, ORIGIN};
+use http::header::{
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
+    ACCESS_CONTROL_REQUEST_METHOD, HOST, ORIGIN, VARY,
+};
 use http::{HeaderMap, HeaderValue, Method};
-use pingora::http::ResponseHeader;
 use serde::Deserialize;
 
 use crate::config::{Problems, Stage};
@@ -98,7 +101,7 @@ impl CorsConfig {
 impl Cors {
     /// # Errors
     /// When the request names an origin that is not on the list, or several.
-    pub fn check(&self, headers: &HeaderMap) -> Result<Origin, OriginNotAllowed> {
+    pub fn check(&self, headers: &HeaderMap, scheme: &str) -> Result<Origin, OriginNotAllowed> {
         let mut origins = headers.get_all(ORIGIN).iter();
         let Some(origin) = origins.next() else {
             return Ok(Origin::None);
@@ -106,7 +109,7 @@ impl Cors {
         let text = origin.to_str().map_err(|_| OriginNotAllowed)?;
         let known = self.allowed.contains(text)
             || self.allowed.contains(&text.to_ascii_lowercase())
-            || is_same_origin(text, headers)
+            || is_same_origin(text, scheme, headers)
             || (self.allow_localhost && is_localhost(text));
         if known && origins.next().is_none() {
             Ok(Origin::Allowed(origin.clone()))
@@ -123,54 +126,50 @@ impl Cors {
     }
 
     /// What a preflight is answered with, on top of [`Cors::stamp`].
-    pub fn stamp_preflight(&self, response: &mut ResponseHeader) -> pingora::Result<()> {
-        response.insert_header("Access-Control-Allow-Methods", METHODS)?;
-        response.insert_header("Access-Control-Allow-Headers", REQUEST_HEADERS)?;
-        response.insert_header("Access-Control-Max-Age", self.max_age.clone())
+    pub fn stamp_preflight(&self, fields: &mut HeaderMap) {
+        fields.insert(ACCESS_CONTROL_ALLOW_METHODS, METHODS);
+        fields.insert(ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS);
+        fields.insert(ACCESS_CONTROL_MAX_AGE, self.max_age.clone());
     }
 
-    /// Marks an answer for the page. A backend's own CORS headers give way: one place decides.
-    pub fn stamp(origin: &Origin, response: &mut ResponseHeader) -> pingora::Result<()> {
-        if !response.headers.is_empty() {
-            for name in [
-                http::header::ACCESS_CONTROL_ALLOW_ORIGIN,
-                http::header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
-                http::header::ACCESS_CONTROL_EXPOSE_HEADERS,
-            ] {
-                response.remove_header(&name);
-            }
+    /// Marks an answer for the page. What a backend says on the matter was taken out: one place decides.
+    pub fn stamp(origin: &Origin, fields: &mut HeaderMap) {
+        fields.append(VARY, ORIGIN_NAME);
+        if let Origin::Allowed(origin) = origin {
+            fields.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+            fields.insert(
+                ACCESS_CONTROL_ALLOW_CREDENTIALS,
+                HeaderValue::from_static("true"),
+            );
+            fields.insert(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED_HEADERS);
         }
-        let Origin::Allowed(origin) = origin else {
-            return response.append_header("Vary", ORIGIN_NAME).map(drop);
-        };
-        response.insert_header("Access-Control-Allow-Origin", origin.clone())?;
-        response.insert_header(
-            "Access-Control-Allow-Credentials",
-            HeaderValue::from_static("true"),
-        )?;
-        response.insert_header("Access-Control-Expose-Headers", EXPOSED_HEADERS)?;
-        response.append_header("Vary", ORIGIN_NAME).map(drop)
     }
 }
 
 /// Answers differ by origin, and caches must know it.
 const ORIGIN_NAME: HeaderValue = HeaderValue::from_static("Origin");
 
-fn is_same_origin(origin: &str, headers: &HeaderMap) -> bool {
+fn is_same_origin(origin: &str, scheme: &str, headers: &HeaderMap) -> bool {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-    let origin_host = origin.split_once("://").map(|(_, host)| host);
-    host.is_some_and(|host| origin_host.is_some_and(|origin| origin.eq_ignore_ascii_case(host)))
+    match (host, origin.split_once("://")) {
+        (Some(host), Some((given, origin))) => {
+            given.eq_ignore_ascii_case(scheme) && origin.eq_ignore_ascii_case(host)
+        }
+        _ => false,
+    }
 }
 
 fn is_localhost(origin: &str) -> bool {
-    let Some((_, rest)) = origin.split_once("://") else {
+    let Some((_, host)) = origin.split_once("://") else {
         return false;
     };
-    let host = match rest.strip_prefix('[') {
-        Some(v6) => v6.split(']').next().unwrap_or_default(),
-        None => rest.split(':').next().unwrap_or_default(),
-    };
-    matches!(host, "localhost" | "127.0.0.1" | "::1")
+    let ports = ["localhost", "127.0.0.1", "[::1]"]
+        .into_iter()
+        .filter_map(|name| host.strip_prefix(name));
+    ports.into_iter().any(|port| match port.strip_prefix(':') {
+        Some(digits) => digits.bytes().all(|b| b.is_ascii_digit()),
+        None => port.is_empty(),
+    })
 }
 
 #[cfg(test)]
@@ -188,7 +187,7 @@ mod tests {
         for origin in origins {
             headers.append(ORIGIN, origin.parse().unwrap());
         }
-        cors.check(&headers)
+        cors.check(&headers, "https")
     }
 
     #[test]

@@ -136,11 +136,10 @@ impl HeadReader {
         if target.len() > limits.target {
             return Err(HeadFault::TargetTooLong);
         }
-        if target.is_empty()
-            || !target
-                .iter()
-                .all(|&b| matches!(b, 0x21..=0x7e) && b != b'#')
-        {
+        // The excluded ones are no URI characters (RFC 3986, appendix A); browsers do send `|`, `{`, `^` and, in queries, "`".
+        let path_len = memchr::memchr(b'?', target).unwrap_or(target.len());
+        let is_good = |&b: &u8| matches!(b, 0x21..=0x7e) && !matches!(b, b'#' | b'"' | b'<' | b'>');
+        if target.is_empty() || !target.iter().all(is_good) || target[..path_len].contains(&b'`') {
             return Err(Malformed(
                 "the target holds a character that must be percent-encoded",
             ));

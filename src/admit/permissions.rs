@@ -162,7 +162,7 @@ impl Required {
             Grant::Own => match owner {
                 Owner::Unknown => false,
                 Owner::Service => true,
-                Owner::PathParameter(_) => owner_parameter == Some(&*caller.id),
+                Owner::PathParameter(_) => owner_parameter.is_some_and(|p| reads_as(p, &caller.id)),
             },
         };
         if allowed {
@@ -171,6 +171,19 @@ impl Required {
             Err(MissingPermission)
         }
     }
+}
+
+/// Whether a path segment in normal form stands for this id: what is reserved may be percent-encoded.
+fn reads_as(segment: &str, id: &str) -> bool {
+    let mut bytes = segment.bytes();
+    let mut next = || match bytes.next()? {
+        b'%' => {
+            let mut digit = || char::from(bytes.next()?).to_digit(16);
+            Some((digit()? * 16 + digit()?) as u8)
+        }
+        plain => Some(plain),
+    };
+    id.bytes().all(|b| next() == Some(b)) && next().is_none()
 }
 
 /// `*`, `resource:*` or `resource:action`, in lower case letters, digits, `-` and `_`.

@@ -1,15 +1,15 @@
 //! One id per request: the client's, where it is well-formed, or ours (decision 11).
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// The header that carries it, in both directions.
-pub const X_REQUEST_ID: &str = "X-Request-ID";
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const LONGEST: usize = 128;
 
 /// The id of this request. A malformed one, or several, are replaced.
 pub fn take(headers: &HeaderMap) -> HeaderValue {
-    let mut given = headers.get_all("x-request-id").iter();
+    let mut given = headers.get_all(X_REQUEST_ID).iter();
     match (given.next(), given.next()) {
         (Some(id), None) if is_well_formed(id.as_bytes()) => id.clone(),
         _ => generate(),

@@ -217,11 +217,11 @@ impl Kind {
 fn set(file: &mut Value, path: &str, value: Value) {
     let mut place = file;
     for key in path.split('.') {
-        if !place.is_mapping() {
+        if place.is_null() {
             *place = Value::Mapping(Mapping::new());
         }
         let Value::Mapping(mapping) = place else {
-            return;
+            return; // a fault that is told when the file is read as what it should be
         };
         place = mapping.entry(key.into()).or_insert(Value::Null);
     }

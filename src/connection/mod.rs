@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
@@ -87,16 +87,18 @@ impl Front {
         }
     }
 
-    async fn read_head(&self, stream: &mut Stream, shutdown: &mut ShutdownWatch) -> Arrived {
-        let Times {
-            header,
-            idle,
-            write: _,
-        } = self.parts.times;
+    /// `wait`: how long the client may be silent before its first byte.
+    async fn read_head(
+        &self,
+        stream: &mut Stream,
+        wait: Duration,
+        shutdown: &mut ShutdownWatch,
+    ) -> Arrived {
+        let header = self.parts.times.header;
         let mut buf = BytesMut::with_capacity(USUAL_HEAD);
         tokio::select! {
             biased;
-            first = timeout(idle, stream.read_buf(&mut buf)) => match first {
+            first = timeout(wait, stream.read_buf(&mut buf)) => match first {
                 Ok(Ok(n)) if n > 0 => {}
                 _ => return Arrived::Nothing,
             },
@@ -104,8 +106,14 @@ impl Front {
         }
         let start = Instant::now();
         let mut reader = HeadReader::default();
+        let mut is_first_line = true;
         loop {
-            match reader.read(&buf, &self.parts.limits) {
+            // One empty line before a request is let pass (RFC 9112, section 2.2).
+            if is_first_line && buf.starts_with(b"\r\n") {
+                buf.advance(2);
+            }
+            is_first_line &= buf.is_empty() || *buf == b"\r"[..];
+            match reader.read(if is_first_line { b"" } else { &buf }, &self.parts.limits) {
                 Ok(Progress::Complete(Head { len, chunked, cut })) => {
                     let mut chunks = chunked.then(ChunkReader::default);
                     if let Some(Err(fault)) = chunks.as_mut().map(|chunks| chunks.read(&buf[len..]))
@@ -183,7 +191,7 @@ impl Front {
             trace_id: None,
             method: "-",
             target: "-",
-            client,
+            client: &client.to_string(),
             route: UNMATCHED,
             service: None,
             upstream: None,
@@ -215,8 +223,9 @@ impl ServerApp for Front {
         let _open = Open::new(&self.parts.connections);
         let mut shutdown = shutdown.clone();
         let mut settings = None;
+        let mut wait = self.parts.times.header;
         loop {
-            let (head, chunks) = match self.read_head(&mut stream, &mut shutdown).await {
+            let (head, chunks) = match self.read_head(&mut stream, wait, &mut shutdown).await {
                 Arrived::Head(head, chunks) => (head, chunks),
                 Arrived::Nothing => return None,
                 Arrived::Refused(refusal, buf, start) => {
@@ -239,6 +248,7 @@ impl ServerApp for Front {
                 .consume();
             stream = ChunkGuard::unwrap(again);
             settings = kept;
+            wait = self.parts.times.idle;
         }
     }
 

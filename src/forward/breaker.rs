@@ -211,14 +211,27 @@ impl Breaker {
         })
     }
 
+    /// An open one whose time is over is half-open, also when no request comes: a gateway that is out of rotation for its
+    /// breakers would get none.
     pub fn state(&self) -> State {
-        self.inner.lock().state
+        let mut inner = self.inner.lock();
+        self.half_open_if_due(&mut inner, Instant::now());
+        inner.state
+    }
+
+    fn half_open_if_due(&self, inner: &mut Inner, now: Instant) {
+        let open_for = now.saturating_duration_since(inner.opened);
+        if inner.state == State::Open && open_for >= self.reset {
+            self.change(inner, State::HalfOpen, now);
+        }
     }
 
     /// The documented entry of /health.
     pub fn describe(&self) -> serde_json::Value {
         let mut inner = self.inner.lock();
-        self.turn(&mut inner, Instant::now());
+        let now = Instant::now();
+        self.half_open_if_due(&mut inner, now);
+        self.turn(&mut inner, now);
         let Counts {
             successes,
             failures,

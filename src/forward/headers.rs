@@ -3,77 +3,87 @@
 //! Both happen in `upstream_request_filter`, after Pingora has taken out what `Connection` nominated: nobody can name
 //! our own headers there and have them removed.
 
-use std::net::IpAddr;
-
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
-use http::{HeaderName, HeaderValue};
+use http::request::Parts as ReqParts;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
 
 use crate::admit::auth::Caller;
 use crate::admit::request_id::X_REQUEST_ID;
+use crate::observe::trace::Trace;
 use crate::route::Route;
 
 /// What we say to the backend about a request.
 pub struct Stamps<'a> {
     pub authority: HeaderValue,
     pub request_id: HeaderValue,
-    pub client: IpAddr,
+    /// The client's address.
+    pub client: HeaderValue,
     pub caller: Option<&'a Caller>,
     /// `http` or `https`, as the client spoke to us.
     pub scheme: &'static str,
+    pub trace: Option<&'a Trace>,
 }
 
-/// Removes what may not pass.
-pub fn scrub(request: &mut RequestHeader, route: &Route) {
-    let passes = |name: &HeaderName| match route.webhook {
+const X_GATEWAY_FORWARDED: HeaderName = HeaderName::from_static("x-gateway-forwarded");
+const X_ORIGINAL_IP: HeaderName = HeaderName::from_static("x-original-ip");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
+const X_TENANT_SOURCE: HeaderName = HeaderName::from_static("x-tenant-source");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// Most that [`rewrite`] adds.
+const STAMPS: usize = 9;
+
+/// Takes out what may not pass and puts in what only we may say.
+///
+/// Done on the bare map: in Pingora's own header each field would be kept twice, once more for the case of its name.
+pub fn rewrite(request: &mut RequestHeader, route: &Route, stamps: Stamps<'_>) {
+    let mut parts: ReqParts = std::mem::replace(request, RequestHeader::from(nothing())).into();
+    let fields = &mut parts.headers;
+    while let Some(name) = fields.keys().find(|name| !passes(name, route)).cloned() {
+        fields.remove(name);
+    }
+    fields.reserve(STAMPS);
+    stamp(fields, stamps);
+    *request = RequestHeader::from(parts);
+}
+
+fn passes(name: &HeaderName, route: &Route) -> bool {
+    match route.webhook {
         true => passes_on_webhooks(name),
         false => is_ordinary(name.as_str()) || route.forward_headers.contains(name),
-    };
-    // Names that do not pass, as many as one look can hold: usually a handful, and never more than the head's fields.
-    let mut doomed: [Option<HeaderName>; 16] = [const { None }; 16];
-    loop {
-        let mut count = 0;
-        for (place, name) in doomed
-            .iter_mut()
-            .zip(request.headers.keys().filter(|name| !passes(name)))
-        {
-            *place = Some(name.clone());
-            count += 1;
-        }
-        for name in doomed[..count].iter_mut().filter_map(Option::take) {
-            request.remove_header(&name);
-        }
-        if count < doomed.len() {
-            return;
-        }
     }
 }
 
-/// Says what only we may say.
-pub fn stamp(request: &mut RequestHeader, stamps: Stamps<'_>) -> pingora::Result<()> {
+fn stamp(fields: &mut HeaderMap, stamps: Stamps<'_>) {
     let Stamps {
         authority,
         request_id,
         client,
         caller,
         scheme,
+        trace,
     } = stamps;
-    let client = HeaderValue::try_from(client.to_string()).expect("an address is a header value");
-    let asked_host = request.remove_header(&HOST);
-    request.insert_header("Host", authority)?;
-    request.insert_header(X_REQUEST_ID, request_id)?;
-    request.insert_header("X-Gateway-Forwarded", HeaderValue::from_static("true"))?;
-    request.insert_header("X-Original-IP", client.clone())?;
-    request.insert_header("X-Forwarded-For", client)?;
-    request.insert_header("X-Forwarded-Proto", HeaderValue::from_static(scheme))?;
-    if let Some(host) = asked_host {
-        request.insert_header("X-Forwarded-Host", host)?;
-    }
+    fields.insert(HOST, authority);
+    fields.insert(X_REQUEST_ID, request_id);
+    fields.insert(X_GATEWAY_FORWARDED, HeaderValue::from_static("true"));
+    fields.insert(X_ORIGINAL_IP, client.clone());
+    fields.insert(X_FORWARDED_FOR, client);
+    fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     if let Some(caller) = caller {
-        request.insert_header("X-Tenant-ID", caller.tenant.clone())?;
-        request.insert_header("X-Tenant-Source", caller.source.header())?;
+        fields.insert(X_TENANT_ID, caller.tenant.clone());
+        fields.insert(X_TENANT_SOURCE, caller.source.header());
     }
-    Ok(())
+    if let Some(trace) = trace {
+        fields.insert(TRACEPARENT, trace.header());
+    }
+}
+
+/// Stands in a request's place while it is written anew.
+fn nothing() -> ReqParts {
+    http::Request::new(()).into_parts().0
 }
 
 /// Whether a route may ask for this header: never for one that speaks for us, or that belongs to the connection.

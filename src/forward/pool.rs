@@ -3,20 +3,23 @@
 //! Built on pingora-load-balancing: its selection and health registry, with our discovery (names are resolved here,
 //! never on the path of a request) and our rhythm of checks.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use http::{HeaderValue, Uri};
+use pingora::connectors::http::Connector;
+use pingora::http::RequestHeader;
 use pingora::protocols::l4::socket::SocketAddr as AnyAddr;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use pingora::upstreams::peer::{H1UpgradePolicy, HttpPeer};
 use pingora_load_balancing::discovery::ServiceDiscovery;
-use pingora_load_balancing::health_check::{HealthObserve, HttpHealthCheck};
+use pingora_load_balancing::health_check::HealthCheck;
 use pingora_load_balancing::selection::RoundRobin;
 use pingora_load_balancing::{Backend, Backends, Extensions, LoadBalancer};
 use prometheus::IntGaugeVec;
@@ -80,8 +83,18 @@ pub struct Pool {
     health: HealthConfig,
 }
 
-/// The addresses that the names stood for when they were last resolved.
-type Known = ArcSwap<HashMap<SocketAddr, Arc<Instance>>>;
+/// The addresses that the names stand for, and those of the time before: a balancer that has not yet heard of a change
+/// still finds what it picked.
+type Known = ArcSwap<Vec<KnownAddress>>;
+
+#[derive(Clone)]
+struct KnownAddress {
+    address: SocketAddr,
+    /// For the log.
+    text: Arc<str>,
+    instance: Arc<Instance>,
+    is_current: bool,
+}
 
 /// A configured instance. A name that resolves to several addresses is several backends with one of these.
 #[derive(Debug)]
@@ -92,12 +105,15 @@ struct Instance {
     weight: usize,
     /// What `Host` carries to it.
     authority: HeaderValue,
+    /// Whether the name could be resolved the last time: a change is worth a line in the log.
+    resolved: AtomicBool,
 }
 
 /// The instance that a request goes to.
 #[derive(Clone, Debug)]
 pub struct Picked {
     pub address: SocketAddr,
+    pub address_text: Arc<str>,
     instance: Arc<Instance>,
 }
 
@@ -112,8 +128,17 @@ struct Names {
     known: Arc<Known>,
 }
 
-struct HealthLog {
+/// One `GET` that must be answered with a 2xx.
+struct Check {
     service: Box<str>,
+    request: RequestHeader,
+    tls: bool,
+    host: String,
+    timeout: Duration,
+    healthy: usize,
+    unhealthy: usize,
+    /// Shared by all services: each one of its own would read the system's certificates again.
+    connector: Arc<Connector>,
 }
 
 /// The background task that keeps all pools' names and health up to date.
@@ -135,9 +160,9 @@ impl Default for HealthConfig {
             enabled: true,
             path: "/health".into(),
             interval: config::Duration::secs(30),
-            timeout: config::Duration::secs(1),
+            timeout: config::Duration::secs(2),
             healthy: 1,
-            unhealthy: 1,
+            unhealthy: 2,
         }
     }
 }
@@ -157,6 +182,7 @@ impl Pools {
             timeouts,
         };
         check_health("health", health, problems);
+        let connector = Arc::new(Connector::new(None));
         for (name, config) in services {
             let place = format!("services.{name}");
             let ServiceConfig {
@@ -181,7 +207,7 @@ impl Pools {
                 pools.service_timeouts.insert(name.clone(), timeout);
             }
             let health = own_health.unwrap_or_else(|| health.clone());
-            let pool = Pool::new(&name, instances, breaker, health);
+            let pool = Pool::new(&name, instances, breaker, health, &connector);
             pools.by_name.insert(name, Arc::new(pool));
         }
         pools
@@ -213,7 +239,7 @@ impl Pools {
     /// Resolves every name and checks every instance once, at most for `limit`: the verdicts that can be had before
     /// the first request.
     pub async fn first_look(&self, limit: Duration) {
-        let all = self.by_name.values().map(|pool| pool.look());
+        let all = self.by_name.values().map(|pool| pool.first_look());
         let _ = tokio::time::timeout(limit, futures::future::join_all(all)).await;
     }
 }
@@ -301,18 +327,18 @@ impl Pool {
         instances: Vec<Arc<Instance>>,
         breaker: Breaker,
         health: HealthConfig,
+        connector: &Arc<Connector>,
     ) -> Self {
         let known = Arc::new(Known::default());
-        let check = health
-            .enabled
-            .then(|| health_check(name, &instances, &health));
+        let check =
+            Check::new(name, &instances, &health, connector.clone()).filter(|_| health.enabled);
         let names = Names {
             service: name.into(),
             instances,
             known: known.clone(),
         };
         let mut backends = Backends::new(Box::new(names));
-        if let Some(Ok(check)) = check {
+        if let Some(check) = check {
             backends.set_health_check(Box::new(check));
         }
         let instances = LoadBalancer::from_backends(backends);
@@ -340,13 +366,14 @@ impl Pool {
             })
             .ok_or(NoHealthyInstance)?;
         let address = inet(&backend.addr).ok_or(NoHealthyInstance)?;
-        let instance = self
-            .known
-            .load()
-            .get(&address)
-            .cloned()
-            .ok_or(NoHealthyInstance)?;
-        Ok(Picked { address, instance })
+        let known = self.known.load();
+        let found = known.iter().find(|known| known.address == address);
+        let KnownAddress { text, instance, .. } = found.ok_or(NoHealthyInstance)?.clone();
+        Ok(Picked {
+            address,
+            address_text: text,
+            instance,
+        })
     }
 
     /// Whether an instance is left that `tried` does not name.
@@ -363,6 +390,16 @@ impl Pool {
         let backends = self.instances.backends();
         let all = backends.get_backend();
         (all.len(), all.iter().filter(|b| backends.ready(b)).count())
+    }
+
+    /// As many checks as a verdict needs.
+    async fn first_look(&self) {
+        self.look().await;
+        for _ in 1..self.health.unhealthy {
+            if self.health.enabled {
+                self.instances.backends().run_health_check(true).await;
+            }
+        }
     }
 
     /// Resolves the names and, where checks are on, checks every instance.
@@ -415,6 +452,9 @@ impl Picked {
 
 impl Instance {
     fn parse(url: &str, weight: usize) -> Result<Self, String> {
+        if url.contains('@') {
+            return Err("credentials do not belong in a URL".to_owned());
+        }
         let bad = |why: &str| format!("`{url}` is not the URL of an instance: {why}");
         let uri: Uri = url.parse().map_err(|_| bad("write http://host:port"))?;
         let tls = match uri.scheme_str() {
@@ -423,19 +463,17 @@ impl Instance {
             _ => return Err(bad("write http://host:port")),
         };
         let authority = uri.authority().ok_or_else(|| bad("it has no host"))?;
-        if authority.as_str().contains('@') {
-            return Err(
-                "is not the URL of an instance: credentials do not belong in a URL".to_owned(),
-            );
+        if authority.host().is_empty() {
+            return Err(bad("it has no host"));
+        }
+        let has_port = !authority.as_str().ends_with(authority.host());
+        if has_port && authority.port_u16().is_none_or(|port| port == 0) {
+            return Err(bad("its port is not one from 1 to 65535"));
         }
         if !matches!(uri.path_and_query().map(|p| p.as_str()), None | Some("/")) {
             return Err(bad("a path does not belong here, routes have a `target`"));
         }
-        let host = authority
-            .host()
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned();
+        let host = authority.host().trim_matches(['[', ']']).to_owned();
         let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
         let authority =
             HeaderValue::from_str(authority.as_str()).map_err(|_| bad("the host is not ASCII"))?;
@@ -445,6 +483,7 @@ impl Instance {
             tls,
             weight,
             authority,
+            resolved: AtomicBool::new(true),
         })
     }
 }
@@ -454,86 +493,146 @@ impl Instance {
 #[async_trait]
 impl ServiceDiscovery for Names {
     async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
-        let before = self.known.load_full();
-        let mut now: HashMap<SocketAddr, Arc<Instance>> = HashMap::new();
+        let mut before: Vec<KnownAddress> = self
+            .known
+            .load()
+            .iter()
+            .filter(|known| known.is_current)
+            .cloned()
+            .collect();
+        let mut now: Vec<KnownAddress> = Vec::new();
         for instance in &self.instances {
             match tokio::net::lookup_host((instance.host.as_str(), instance.port)).await {
-                Ok(addresses) => now.extend(addresses.map(|address| (address, instance.clone()))),
+                Ok(addresses) => {
+                    if !instance.resolved.swap(true, Ordering::Relaxed) {
+                        log::info!(
+                            "service {}: `{}` is resolved again",
+                            self.service,
+                            instance.host
+                        );
+                    }
+                    now.extend(addresses.map(|address| KnownAddress {
+                        address,
+                        text: address.to_string().into(),
+                        instance: instance.clone(),
+                        is_current: true,
+                    }));
+                }
                 Err(e) => {
                     let kept = before
                         .iter()
-                        .filter(|(_, known)| Arc::ptr_eq(known, instance));
-                    let kept: Vec<_> = kept.map(|(a, i)| (*a, i.clone())).collect();
-                    log::warn!(
-                        "service {}: `{}` cannot be resolved, {} known addresses stay: {e}",
-                        self.service,
-                        instance.host,
-                        kept.len()
-                    );
-                    now.extend(kept);
+                        .filter(|known| Arc::ptr_eq(&known.instance, instance));
+                    now.extend(kept.cloned());
+                    if instance.resolved.swap(false, Ordering::Relaxed) {
+                        let (service, host) = (&self.service, &instance.host);
+                        log::warn!(
+                            "service {service}: `{host}` cannot be resolved, its known addresses stay: {e}"
+                        );
+                    }
                 }
             }
         }
+        // One address may stand behind two names; the first of them has it.
+        let mut seen = HashSet::new();
+        now.retain(|known| seen.insert(known.address));
         let backends = now
             .iter()
-            .map(|(address, instance)| Backend {
-                addr: AnyAddr::Inet(*address),
-                weight: instance.weight,
+            .map(|known| Backend {
+                addr: AnyAddr::Inet(known.address),
+                weight: known.instance.weight,
                 ext: Extensions::new(),
             })
             .collect();
+        before.retain(|known| !seen.contains(&known.address));
+        before.iter_mut().for_each(|known| known.is_current = false);
+        now.append(&mut before);
         self.known.store(Arc::new(now));
         Ok((backends, HashMap::new()))
     }
 }
 
-fn health_check(
-    service: &str,
-    instances: &[Arc<Instance>],
-    health: &HealthConfig,
-) -> pingora::Result<HttpHealthCheck> {
-    let (host, tls) = instances.first().map_or(("localhost", false), |first| {
-        (first.host.as_str(), first.tls)
-    });
-    let mut check = HttpHealthCheck::new(host, tls);
-    check.req.set_raw_path(health.path.as_bytes())?;
-    if let Some(first) = instances.first() {
-        check.req.insert_header("Host", first.authority.clone())?;
+// === impl Check ===
+
+impl Check {
+    fn new(
+        service: &str,
+        instances: &[Arc<Instance>],
+        health: &HealthConfig,
+        connector: Arc<Connector>,
+    ) -> Option<Self> {
+        let first = instances.first()?;
+        // The path and the authority were checked before.
+        let mut request = RequestHeader::build("GET", health.path.as_bytes(), None).ok()?;
+        request
+            .insert_header("Host", first.authority.clone())
+            .ok()?;
+        request
+            .insert_header(
+                "User-Agent",
+                concat!("api-gateway/", env!("CARGO_PKG_VERSION"), " (health)"),
+            )
+            .ok()?;
+        Some(Self {
+            service: service.into(),
+            request,
+            tls: first.tls,
+            host: first.host.clone(),
+            timeout: health.timeout.0,
+            healthy: health.healthy,
+            unhealthy: health.unhealthy,
+            connector,
+        })
     }
-    check.req.insert_header(
-        "User-Agent",
-        concat!("api-gateway/", env!("CARGO_PKG_VERSION"), " (health)"),
-    )?;
-    check.peer_template.options.connection_timeout = Some(health.timeout.0);
-    check.peer_template.options.total_connection_timeout = Some(health.timeout.0);
-    check.peer_template.options.read_timeout = Some(health.timeout.0);
-    check.consecutive_success = health.healthy;
-    check.consecutive_failure = health.unhealthy;
-    check.validator = Some(Box::new(|head| {
-        if head.status.is_success() {
-            return Ok(());
-        }
-        pingora::Error::e_explain(
-            pingora::ErrorType::CustomCode("health", head.status.as_u16()),
-            "the check is not 2xx",
-        )
-    }));
-    check.health_changed_callback = Some(Box::new(HealthLog {
-        service: service.into(),
-    }));
-    Ok(check)
 }
 
 #[async_trait]
-impl HealthObserve for HealthLog {
-    async fn observe(&self, target: &Backend, healthy: bool) {
-        let Self { service } = self;
+impl HealthCheck for Check {
+    async fn check(&self, target: &Backend) -> pingora::Result<()> {
+        let Some(address) = inet(&target.addr) else {
+            return Ok(());
+        };
+        let sni = if self.tls {
+            self.host.clone()
+        } else {
+            String::new()
+        };
+        let mut peer = HttpPeer::new(address, self.tls, sni);
+        peer.options.connection_timeout = Some(self.timeout);
+        peer.options.total_connection_timeout = Some(self.timeout);
+        let (mut session, _) = self.connector.get_http_session(&peer).await?;
+        session.set_read_timeout(Some(self.timeout));
+        session.set_write_timeout(Some(self.timeout));
+        session
+            .write_request_header(Box::new(self.request.clone()))
+            .await?;
+        session.finish_request_body().await?;
+        session.read_response_header().await?;
+        // The connection is not kept: each check shows that a new one can be made.
+        match session.response_header() {
+            Some(head) if head.status.is_success() => Ok(()),
+            _ => pingora::Error::e_explain(
+                pingora::ErrorType::Custom("unhealthy"),
+                "the check is not 2xx",
+            ),
+        }
+    }
+
+    async fn health_status_change(&self, target: &Backend, healthy: bool) {
+        let Self { service, .. } = self;
         match healthy {
             true => log::info!(
                 "service {service}: instance {} is healthy again",
                 target.addr
             ),
             false => log::warn!("service {service}: instance {} is not healthy", target.addr),
+        }
+    }
+
+    fn health_threshold(&self, success: bool) -> usize {
+        if success {
+            self.healthy
+        } else {
+            self.unhealthy
         }
     }
 }

@@ -36,6 +36,23 @@ pub fn refusal(error: &Error, service: &str) -> Option<Refusal> {
     }
 }
 
+/// What the log says of an error: its kind and where it arose, and our own words; never what came over the wire.
+pub fn cause(error: &Error) -> String {
+    let mut text = format!("{} {}", error.esource().as_str(), error.etype().as_str());
+    let root = error.root_cause();
+    if let Some(io) = root.downcast_ref::<std::io::Error>() {
+        text = format!("{text}: {io}");
+    } else if let Some(context) = &error.context {
+        let context = context.as_str();
+        // Pingora quotes what it could not parse behind this word.
+        text = format!(
+            "{text}: {}",
+            context.split("buf:").next().unwrap_or_default().trim_end()
+        );
+    }
+    text
+}
+
 /// The chunked body was broken: `connection::guard` says so with this kind of error.
 fn breaks_framing(error: &Error) -> bool {
     let cause = error.root_cause().downcast_ref::<std::io::Error>();

@@ -26,10 +26,10 @@ pub struct Access<'a> {
     pub trace_id: Option<String>,
     pub method: &'a str,
     pub target: &'a str,
-    pub client: std::net::IpAddr,
+    pub client: &'a str,
     pub route: &'a str,
     pub service: Option<&'a str>,
-    pub upstream: Option<std::net::SocketAddr>,
+    pub upstream: Option<&'a str>,
     pub attempts: u32,
     pub user: Option<&'a str>,
     pub tenant: Option<&'a str>,
@@ -113,7 +113,7 @@ impl Logger {
             match self.format {
                 Format::Json => {
                     out.extend_from_slice(b"{\"level\":\"");
-                    out.extend_from_slice(level.as_str().to_ascii_lowercase().as_bytes());
+                    out.extend_from_slice(logging::level_name(level).as_bytes());
                     out.extend_from_slice(b"\",\"time\":");
                     out.extend_from_slice(
                         itoa::Buffer::new()
@@ -156,11 +156,11 @@ impl Access<'_> {
         line.optional("tenantId", self.tenant);
         line.text("method", self.method);
         line.target("url", self.target);
-        line.display("ip", &self.client);
+        line.text("ip", self.client);
         line.text("route", self.route);
         line.optional("upstreamService", self.service);
         if let Some(upstream) = &self.upstream {
-            line.display("upstream", upstream);
+            line.text("upstream", upstream);
             line.number("attempts", u64::from(self.attempts));
         }
         line.number("statusCode", u64::from(self.status));
@@ -303,18 +303,19 @@ impl Line<'_> {
 
 /// Appends a text as the inside of a JSON string (RFC 8259, section 7).
 fn push_escaped(out: &mut Vec<u8>, text: &str) {
-    let needs_escape = |b: u8| b < 0x20 || b == b'"' || b == b'\\' || b == 0x7f;
-    if !text.bytes().fold(false, |any, b| any | needs_escape(b)) {
+    let is_plain = |b: u8| (0x20..0x7f).contains(&b) && b != b'"' && b != b'\\';
+    if text.bytes().fold(true, |all, b| all & is_plain(b)) {
         return out.extend_from_slice(text.as_bytes());
     }
-    for b in text.bytes() {
-        match b {
-            b'"' => out.extend_from_slice(b"\\\""),
-            b'\\' => out.extend_from_slice(b"\\\\"),
-            _ if needs_escape(b) => {
-                let _ = write!(out, "\\u{b:04x}");
+    for c in text.chars() {
+        match c {
+            '"' => out.extend_from_slice(b"\\\""),
+            '\\' => out.extend_from_slice(b"\\\\"),
+            // Terminals obey C1 controls (U+0080 to U+009F) as well.
+            _ if c.is_control() => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
             }
-            _ => out.push(b),
+            _ => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
     }
 }

@@ -19,7 +19,7 @@ impl Event {
             Refusal::InvalidToken => ("authentication_failed", "medium"),
             Refusal::AuthRequired | Refusal::TokenExpired => ("authentication_failed", "low"),
             Refusal::Forbidden(_) => ("authorization_failed", "medium"),
-            Refusal::RateLimited { .. } => ("rate_limit_exceeded", "medium"),
+            Refusal::RateLimited(_) => ("rate_limit_exceeded", "medium"),
             Refusal::Malformed(_) | Refusal::BadPath(_) => ("malformed_request", "medium"),
             _ => return None,
         };

@@ -72,7 +72,7 @@ impl Level {
     }
 }
 
-fn level_name(level: log::Level) -> &'static str {
+pub fn level_name(level: log::Level) -> &'static str {
     match level {
         log::Level::Error => "error",
         log::Level::Warn => "warn",

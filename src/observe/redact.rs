@@ -6,8 +6,7 @@ use http::HeaderName;
 pub const REDACTED: &str = "[REDACTED]";
 
 /// Names, in lower case and without separators, whose values are never logged.
-const SECRETS: [&str; 18] = [
-    "password",
+const SECRETS: [&str; 8] = [
     "authorization",
     "cookie",
     "setcookie",
@@ -16,37 +15,49 @@ const SECRETS: [&str; 18] = [
     "cvv",
     "cvc",
     "ssn",
-    "token",
-    "accesstoken",
-    "refreshtoken",
-    "idtoken",
-    "apikey",
-    "xapikey",
-    "secret",
-    "proxyauthorization",
-    "stripesignature",
 ];
+
+/// Ends of such names: `access_token`, `newPassword`, `X-API-Key`, `Stripe-Signature`.
+const SECRET_ENDS: [&str; 9] = [
+    "token",
+    "secret",
+    "password",
+    "passwd",
+    "apikey",
+    "privatekey",
+    "signature",
+    "authorization",
+    "otp",
+];
+
+/// Longest name that is looked at: a longer one is taken for a secret.
+const LONGEST_NAME: usize = 64;
 
 /// Whether the value under this name is kept out of the log: `credit_card`, `creditCard` and `user[password]` alike.
 pub fn is_secret(name: &str) -> bool {
-    // The last part of a nested name decides, `user.password` or `user[password]`.
-    let last = name.rsplit(['.', '[']).next().unwrap_or(name);
-    let mut plain = [0u8; 24];
+    // The last part of a nested name decides, `user.password` or `user[password]`; that of a list is no name.
+    let last = name
+        .rsplit(['.', '[', ']'])
+        .find(|part| !part.bytes().all(|b| b.is_ascii_digit()))
+        .unwrap_or(name);
+    let mut plain = [0u8; LONGEST_NAME];
     let mut len = 0;
     for b in last.bytes().filter(u8::is_ascii_alphanumeric) {
         if len == plain.len() {
-            return false;
+            return true;
         }
         plain[len] = b.to_ascii_lowercase();
         len += 1;
     }
-    SECRETS
-        .iter()
-        .any(|secret| secret.as_bytes() == &plain[..len])
+    let plain = &plain[..len];
+    SECRETS.iter().any(|secret| secret.as_bytes() == plain)
+        || SECRET_ENDS
+            .iter()
+            .any(|end| plain.ends_with(end.as_bytes()))
 }
 
 pub fn is_secret_header(name: &HeaderName) -> bool {
-    is_secret(name.as_str())
+    is_secret(name.as_str()) || name.as_str().starts_with("x-internal-")
 }
 
 /// Appends a target for the log: its path as it is, the values of secret query parameters replaced.
@@ -122,6 +133,10 @@ mod tests {
             "user.password",
             "p%61ssword",
             "api-key",
+            "reset_token",
+            "new-password",
+            "client_secret",
+            "x-auth-token",
             "user%5Bpassword%5D",
         ] {
             let target = format!("/a?x=1&{name}=hunter2&y=2");

@@ -1,9 +1,10 @@
 //! Every metric, under its documented name, labels and buckets. Label values come from the configuration, never from
 //! a request: a route is its template, a method one of seven or `OTHER`, and a path without a route is `unmatched`.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use once_cell::sync::OnceCell;
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -52,7 +53,7 @@ pub struct HttpMetrics {
 pub struct RouteMetrics {
     template: Box<str>,
     http: Arc<HttpMetrics>,
-    by_method: [OnceLock<Box<MethodMetrics>>; METHODS.len() + 1],
+    by_method: [OnceCell<Box<MethodMetrics>>; METHODS.len() + 1],
 }
 
 /// One route's metrics for one method, with labels resolved.
@@ -63,7 +64,7 @@ pub struct MethodMetrics {
     in_progress: IntGauge,
     request_size: Histogram,
     response_size: Histogram,
-    by_status: [OnceLock<StatusMetrics>; STATUSES],
+    by_status: [OnceCell<StatusMetrics>; STATUSES],
 }
 
 struct StatusMetrics {
@@ -182,7 +183,7 @@ impl Metrics {
         for status in ["success", "failure"] {
             metrics.authentication_attempts.with_label_values(&[status]);
         }
-        for limit in ["address", "caller"] {
+        for limit in ["address", "authentication", "caller"] {
             metrics.rate_limit_hits.with_label_values(&[limit]);
         }
         metrics.registry.register(Box::new(
@@ -269,7 +270,7 @@ impl HttpMetrics {
         RouteMetrics {
             template: template.into(),
             http: self.clone(),
-            by_method: [const { OnceLock::new() }; METHODS.len() + 1],
+            by_method: [const { OnceCell::new() }; METHODS.len() + 1],
         }
     }
 }
@@ -301,7 +302,7 @@ impl RouteMetrics {
                 request_size: self.http.request_size.with_label_values(&labels),
                 response_size: self.http.response_size.with_label_values(&labels),
                 http: self.http.clone(),
-                by_status: [const { OnceLock::new() }; STATUSES],
+                by_status: [const { OnceCell::new() }; STATUSES],
             })
         })
     }

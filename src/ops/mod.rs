@@ -178,7 +178,7 @@ impl Endpoint {
         ENDPOINTS[self as usize].0
     }
 
-    /// Probes come every few seconds, and say nothing in a log.
+    /// Probes come every few seconds and say nothing in a log; a look at the metrics is logged.
     pub fn is_logged(self) -> bool {
         self == Endpoint::Metrics
     }
@@ -299,6 +299,7 @@ impl Ops {
 
     fn metrics(&self) -> Answer {
         let census = self.pools.iter().map(|pool| {
+            pool.breaker.state(); // brings its gauge up to date
             let (all, healthy) = pool.census();
             (pool.name.to_string(), all, healthy)
         });

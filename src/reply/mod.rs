@@ -7,41 +7,61 @@ mod send;
 pub use refusal::Refusal;
 pub use send::{Answer, answer, preflight, refuse};
 
-use http::header::{CONNECTION, SERVER, UPGRADE};
-use http::{HeaderName, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::response::Parts as RespParts;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::http::ResponseHeader;
 
-/// Takes out of a backend's answer what belongs to its connection with us (RFC 9110, section 7.6.1), and what tells
-/// how it is built.
-pub fn scrub_response(response: &mut ResponseHeader) {
-    if response.headers.contains_key(CONNECTION) {
-        let lists: Vec<HeaderValue> = response
-            .headers
-            .get_all(CONNECTION)
-            .iter()
-            .cloned()
-            .collect();
-        for name in lists
+/// Most fields that are added to a backend's answer.
+const STAMPS: usize = 16;
+
+/// Changes the fields of an answer in place, without the second map in which Pingora keeps the case of their names:
+/// names are case-insensitive (RFC 9110, section 5.1).
+pub fn rewrite(response: &mut ResponseHeader, change: impl FnOnce(&mut HeaderMap)) {
+    let reason = response
+        .get_reason_phrase()
+        .filter(|reason| Some(*reason) != response.status.canonical_reason());
+    let reason = reason.map(str::to_owned);
+    let nothing = ResponseHeader::from(http::Response::new(()).into_parts().0);
+    let mut parts: RespParts = std::mem::replace(response, nothing).into();
+    parts.headers.reserve(STAMPS);
+    change(&mut parts.headers);
+    *response = ResponseHeader::from(parts);
+    if let Some(reason) = reason {
+        // It was a reason phrase before.
+        let _ = response.set_reason_phrase(Some(&reason));
+    }
+}
+
+/// Takes out of a backend's answer what belongs to its connection with us (RFC 9110, section 7.6.1), what tells how it
+/// is built, and what it says to pages of other origins, which is ours to say.
+pub fn scrub(fields: &mut HeaderMap) {
+    if fields.contains_key(CONNECTION) {
+        let lists: Vec<HeaderValue> = fields.get_all(CONNECTION).iter().cloned().collect();
+        let names = lists
             .iter()
             .filter_map(|list| list.to_str().ok())
-            .flat_map(|list| list.split(','))
-        {
-            match HeaderName::try_from(name.trim()) {
-                // The framing is not a backend's to take away.
-                Ok(name)
-                    if name != http::header::CONTENT_LENGTH
-                        && name != http::header::TRANSFER_ENCODING =>
-                {
-                    response.remove_header(&name);
-                }
-                _ => {}
+            .flat_map(|list| list.split(','));
+        for name in names.filter_map(|name| HeaderName::try_from(name.trim()).ok()) {
+            // The framing is not a backend's to take away.
+            if name != CONTENT_LENGTH && name != TRANSFER_ENCODING {
+                fields.remove(name);
             }
         }
-        response.remove_header(&CONNECTION);
+        fields.remove(CONNECTION);
     }
-    for name in ["keep-alive", "proxy-connection", "x-powered-by"] {
-        response.remove_header(name);
+    while let Some(name) = fields
+        .keys()
+        .find(|name| is_not_for_clients(name.as_str()))
+        .cloned()
+    {
+        fields.remove(name);
     }
-    response.remove_header(&UPGRADE);
-    response.remove_header(&SERVER);
+}
+
+fn is_not_for_clients(name: &str) -> bool {
+    matches!(
+        name,
+        "keep-alive" | "proxy-connection" | "upgrade" | "server" | "x-powered-by"
+    ) || name.starts_with("access-control-")
 }

@@ -35,9 +35,7 @@ pub enum Refusal {
     ExpectationFailed,
     HeadersTooLarge,
     VersionNotSupported,
-    RateLimited {
-        retry_after_secs: u32,
-    },
+    RateLimited(Exceeded),
     /// The service has no instance that answers: connection refused, none healthy, or its breaker is open.
     Unavailable {
         service: Box<str>,
@@ -118,7 +116,7 @@ impl Refusal {
                 "HTTP_VERSION_NOT_SUPPORTED",
                 "HTTP/1.1 is spoken here".into(),
             ),
-            Refusal::RateLimited { .. } => (
+            Refusal::RateLimited(_) => (
                 S::TOO_MANY_REQUESTS,
                 "RATE_LIMIT_ERROR",
                 "Rate limit exceeded".into(),
@@ -155,7 +153,9 @@ impl Refusal {
     /// Whole seconds for `Retry-After`, on 429 and 503.
     pub fn retry_after_secs(&self) -> Option<u32> {
         match self {
-            Refusal::RateLimited { retry_after_secs }
+            Refusal::RateLimited(Exceeded {
+                retry_after_secs, ..
+            })
             | Refusal::Unavailable {
                 retry_after_secs, ..
             } => Some((*retry_after_secs).max(1)),
@@ -259,9 +259,7 @@ impl From<AuthError> for Refusal {
             AuthError::NoCredentials => Refusal::AuthRequired,
             AuthError::Invalid => Refusal::InvalidToken,
             AuthError::Expired => Refusal::TokenExpired,
-            AuthError::TooManyFailures { retry_after_secs } => {
-                Refusal::RateLimited { retry_after_secs }
-            }
+            AuthError::TooManyFailures(exceeded) => Refusal::RateLimited(exceeded),
         }
     }
 }
@@ -274,8 +272,6 @@ impl From<MissingPermission> for Refusal {
 
 impl From<Exceeded> for Refusal {
     fn from(exceeded: Exceeded) -> Self {
-        Refusal::RateLimited {
-            retry_after_secs: exceeded.retry_after_secs,
-        }
+        Refusal::RateLimited(exceeded)
     }
 }

@@ -1,7 +1,10 @@
 //! The security headers of every answer, the gateway's own and the backends' alike, as Helmet set them.
 
-use http::HeaderValue;
-use pingora::http::ResponseHeader;
+use http::header::{
+    CONTENT_SECURITY_POLICY, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    X_XSS_PROTECTION,
+};
+use http::{HeaderMap, HeaderValue};
 use serde::Deserialize;
 
 use crate::config::Problems;
@@ -63,23 +66,16 @@ impl SecureHeadersConfig {
 
 impl SecureHeaders {
     /// Sets all of them; a backend's own spelling of the same header gives way.
-    pub fn stamp(&self, response: &mut ResponseHeader) -> pingora::Result<()> {
-        response.insert_header(
-            "X-Content-Type-Options",
-            HeaderValue::from_static("nosniff"),
-        )?;
-        response.insert_header("X-Frame-Options", HeaderValue::from_static("SAMEORIGIN"))?;
-        response.insert_header(
-            "X-XSS-Protection",
-            HeaderValue::from_static("1; mode=block"),
-        )?;
+    pub fn stamp(&self, fields: &mut HeaderMap) {
+        fields.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        fields.insert(X_FRAME_OPTIONS, HeaderValue::from_static("SAMEORIGIN"));
+        fields.insert(X_XSS_PROTECTION, HeaderValue::from_static("1; mode=block"));
         if let Some(hsts) = &self.hsts {
-            response.insert_header("Strict-Transport-Security", hsts.clone())?;
+            fields.insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
         }
         if let Some(csp) = &self.csp {
-            response.insert_header("Content-Security-Policy", csp.clone())?;
+            fields.insert(CONTENT_SECURITY_POLICY, csp.clone());
         }
-        Ok(())
     }
 
     /// The same, for an answer that is written before there is a session (`connection.rs`).

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
@@ -38,32 +41,30 @@ pub async fn refuse(
 ) -> pingora::Result<()> {
     let parts = refusal.parts();
     ctx.code = Some(parts.code);
-    let body = refusal.body(ctx.request_id.to_str().unwrap_or_default());
-    let mut head = ResponseHeader::build(parts.status, Some(24))?;
-    head.insert_header(
-        "Content-Type",
+    let mut fields = HeaderMap::with_capacity(24);
+    fields.insert(
+        CONTENT_TYPE,
         HeaderValue::from_static("application/json; charset=utf-8"),
-    )?;
+    );
     if let Some(seconds) = refusal.retry_after_secs() {
-        head.insert_header("Retry-After", HeaderValue::from(seconds))?;
+        fields.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     if let Some(challenge) = refusal.challenge() {
-        head.insert_header("WWW-Authenticate", HeaderValue::from_static(challenge))?;
+        fields.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
     }
-    if let Refusal::MethodNotAllowed(allow) = refusal {
-        head.insert_header("Allow", allow.clone())?;
+    if let Some(standing) = &ctx.standing {
+        standing.stamp(&mut fields);
     }
-    if let (Refusal::RateLimited { retry_after_secs }, Some(limit)) =
-        (refusal, ctx.limit_of_route())
-    {
-        head.insert_header("X-RateLimit-Limit", limit)?;
-        head.insert_header("X-RateLimit-Remaining", HeaderValue::from(0))?;
-        head.insert_header("X-RateLimit-Reset", HeaderValue::from(*retry_after_secs))?;
+    match refusal {
+        Refusal::MethodNotAllowed(allow) => drop(fields.insert(ALLOW, allow.clone())),
+        Refusal::RateLimited(exceeded) => exceeded.stamp(&mut fields),
+        _ => {}
     }
     if refusal.closes_connection() {
         session.set_keepalive(None);
     }
-    write(session, ctx, secure_headers, head, body).await
+    let body = refusal.body(ctx.request_id());
+    write(session, ctx, secure_headers, parts.status, fields, body).await
 }
 
 /// Answers a request.
@@ -73,14 +74,17 @@ pub async fn answer(
     secure_headers: &SecureHeaders,
     answer: Answer,
 ) -> pingora::Result<()> {
-    let mut head = ResponseHeader::build(answer.status, Some(16))?;
-    if !answer.body.is_empty() {
-        head.insert_header(
-            "Content-Type",
-            HeaderValue::from_static(answer.content_type),
-        )?;
-    }
-    write(session, ctx, secure_headers, head, answer.body).await
+    let mut fields = HeaderMap::with_capacity(16);
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+    write(
+        session,
+        ctx,
+        secure_headers,
+        answer.status,
+        fields,
+        answer.body,
+    )
+    .await
 }
 
 /// Answers a preflight.
@@ -90,30 +94,41 @@ pub async fn preflight(
     secure_headers: &SecureHeaders,
     cors: &Cors,
 ) -> pingora::Result<()> {
-    let mut head = ResponseHeader::build(StatusCode::NO_CONTENT, Some(16))?;
-    cors.stamp_preflight(&mut head)?;
-    write(session, ctx, secure_headers, head, Vec::new()).await
+    let mut fields = HeaderMap::with_capacity(16);
+    cors.stamp_preflight(&mut fields);
+    write(
+        session,
+        ctx,
+        secure_headers,
+        StatusCode::NO_CONTENT,
+        fields,
+        Vec::new(),
+    )
+    .await
 }
 
 async fn write(
     session: &mut Session,
     ctx: &Ctx,
     secure_headers: &SecureHeaders,
-    mut head: ResponseHeader,
+    status: StatusCode,
+    mut fields: HeaderMap,
     body: Vec<u8>,
 ) -> pingora::Result<()> {
-    if head.status != StatusCode::NO_CONTENT {
-        head.insert_header("Content-Length", HeaderValue::from(body.len()))?;
+    if status != StatusCode::NO_CONTENT {
+        fields.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
-    head.insert_header("Cache-Control", HeaderValue::from_static("no-store"))?;
-    head.insert_header(X_REQUEST_ID, ctx.request_id.clone())?;
-    secure_headers.stamp(&mut head)?;
-    Cors::stamp(&ctx.origin, &mut head)?;
+    fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    fields.insert(X_REQUEST_ID, ctx.request_id.clone());
+    secure_headers.stamp(&mut fields);
+    Cors::stamp(&ctx.origin, &mut fields);
+    let mut parts = http::Response::new(()).into_parts().0;
+    parts.status = status;
+    parts.headers = fields;
     drain_small_body(session).await;
     let has_body = !body.is_empty() && session.req_header().method != Method::HEAD;
-    session
-        .write_response_header(Box::new(head), !has_body)
-        .await?;
+    let head = Box::new(ResponseHeader::from(parts));
+    session.write_response_header(head, !has_body).await?;
     if has_body {
         session
             .write_response_body(Some(Bytes::from(body)), true)
@@ -131,7 +146,7 @@ async fn write(
 async fn drain_small_body(session: &mut Session) {
     let headers = &session.req_header().headers;
     let length = headers
-        .get(http::header::CONTENT_LENGTH)
+        .get(CONTENT_LENGTH)
         .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     let waits = headers.contains_key(http::header::EXPECT);
     if waits || length.is_some_and(|length| length > SMALL_BODY) || session.is_body_done() {

@@ -246,8 +246,10 @@ fn check_pattern(path: &str) -> Result<(), String> {
 
 /// `Host` without its port.
 fn host_name(host: &str) -> &str {
-    match host.rsplit_once(':') {
+    let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
-    }
+    };
+    // The root's dot is no part of a name (RFC 3986, section 3.2.2).
+    name.strip_suffix('.').unwrap_or(name)
 }

@@ -1,6 +1,6 @@
 //! Paths as a tree of segments: a lookup costs what the path is long, however many patterns there are.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Most parameters that a pattern may have.
 pub const MOST_PARAMETERS: usize = 8;
@@ -8,11 +8,22 @@ pub const MOST_PARAMETERS: usize = 8;
 /// Values by pattern. A literal segment goes before a parameter, a parameter before `*`.
 pub struct Tree<T> {
     literals: HashMap<Box<str>, Tree<T>, ahash::RandomState>,
+    /// The literals in lower case.
+    folded: HashSet<Box<str>, ahash::RandomState>,
     parameter: Option<Box<Tree<T>>>,
     /// The pattern that ends here.
     here: Option<T>,
     /// The pattern that ends with `/*` here: it answers here and everywhere below.
     below: Option<T>,
+}
+
+/// Where a walk down the tree ended.
+enum Walk<'t, T> {
+    Found(&'t T),
+    Nothing,
+    /// Another spelling (letter case, a slash at the end) of what has a pattern of its own. Many a backend takes it for
+    /// the same, so no wider pattern may answer it: its rules could be weaker.
+    Lookalike,
 }
 
 /// What a path says at the places that its pattern leaves open.
@@ -28,6 +39,7 @@ impl<T> Default for Tree<T> {
     fn default() -> Self {
         Self {
             literals: HashMap::default(),
+            folded: HashSet::default(),
             parameter: None,
             here: None,
             below: None,
@@ -46,7 +58,10 @@ impl<T: Default> Tree<T> {
         for segment in body.split('/').skip(1) {
             node = match segment.starts_with('{') {
                 true => node.parameter.get_or_insert_default(),
-                false => node.literals.entry(segment.into()).or_default(),
+                false => {
+                    node.folded.insert(segment.to_ascii_lowercase().into());
+                    node.literals.entry(segment.into()).or_default()
+                }
             };
         }
         let place = if below {
@@ -62,40 +77,61 @@ impl<T> Tree<T> {
     /// The value of the most specific pattern that matches.
     pub fn find<'p>(&self, path: &'p str) -> Option<(&T, Captures<'p>)> {
         let mut captures = Captures::default();
-        let found = self.descend(path, &mut captures)?;
-        Some((found, captures))
+        match self.walk(path, &mut captures) {
+            Walk::Found(found) => Some((found, captures)),
+            Walk::Nothing | Walk::Lookalike => None,
+        }
     }
 
     /// `path` is what is left: nothing, or a slash and more.
-    fn descend<'p>(&self, path: &'p str, captures: &mut Captures<'p>) -> Option<&T> {
+    fn walk<'p>(&self, path: &'p str, captures: &mut Captures<'p>) -> Walk<'_, T> {
         let Some(left) = path.strip_prefix('/') else {
-            if self.here.is_none() {
-                captures.rest = path;
-            }
-            return self.here.as_ref().or(self.below.as_ref());
+            return match (&self.here, &self.below) {
+                (Some(here), _) => Walk::Found(here),
+                (None, Some(below)) => {
+                    captures.rest = path;
+                    Walk::Found(below)
+                }
+                (None, None) => Walk::Nothing,
+            };
         };
-        let (segment, left) =
-            left.split_at(memchr::memchr(b'/', left.as_bytes()).unwrap_or(left.len()));
-        if let Some(found) = self
-            .literals
-            .get(segment)
-            .and_then(|node| node.descend(left, captures))
-        {
-            return Some(found);
+        if left.is_empty() && self.here.is_some() && self.below.is_none() {
+            return Walk::Lookalike;
+        }
+        let end = memchr::memchr(b'/', left.as_bytes()).unwrap_or(left.len());
+        let (segment, left) = left.split_at(end);
+        match self.literals.get(segment) {
+            Some(node) => match node.walk(left, captures) {
+                Walk::Nothing => {}
+                ended => return ended,
+            },
+            None if self.resembles_a_literal(segment) => return Walk::Lookalike,
+            None => {}
         }
         if let Some(node) = self.parameter.as_ref().filter(|_| !segment.is_empty()) {
             let count = captures.count;
             if let Some(place) = captures.parameters.get_mut(count) {
                 *place = segment;
                 captures.count = count + 1;
-                if let Some(found) = node.descend(left, captures) {
-                    return Some(found);
+                match node.walk(left, captures) {
+                    Walk::Nothing => captures.count = count,
+                    ended => return ended,
                 }
-                captures.count = count;
             }
         }
         captures.rest = path;
-        self.below.as_ref()
+        self.below.as_ref().map_or(Walk::Nothing, Walk::Found)
+    }
+
+    /// Whether a segment that is no literal is one in another letter case.
+    fn resembles_a_literal(&self, segment: &str) -> bool {
+        if self.folded.is_empty() {
+            return false;
+        }
+        match segment.bytes().any(|b| b.is_ascii_uppercase()) {
+            true => self.folded.contains(segment.to_ascii_lowercase().as_str()),
+            false => self.folded.contains(segment),
+        }
     }
 }
 
@@ -149,6 +185,14 @@ mod tests {
         assert_eq!(found(&tree, "/d"), None);
         assert_eq!(found(&tree, "/ab"), None, "whole segments");
         assert_eq!(found(&tree, ""), None);
+    }
+
+    #[test]
+    fn another_spelling_of_a_pattern_does_not_fall_to_a_wider_one() {
+        let tree = tree(&["/a/*", "/a/b", "/a/{x}/c"]);
+        for path in ["/a/b/", "/a/B", "/A/b", "/a/z/c/", "/a/z/C", "/a/B/d"] {
+            assert_eq!(found(&tree, path), None, "{path}");
+        }
     }
 
     #[test]

@@ -124,8 +124,7 @@ impl Follow {
                     .query_async(redis)
                     .await?;
                 for key in keys {
-                    let value: Option<Vec<u8>> =
-                        redis::cmd("GET").arg(&key).query_async(redis).await?;
+                    let value = value_of(redis, &key).await?;
                     sets.set(&key, value.as_deref());
                 }
                 cursor = next;
@@ -151,10 +150,18 @@ impl Follow {
             let Value::BulkString(key) = key else {
                 continue;
             };
-            let value: Option<Vec<u8>> = redis::cmd("GET").arg(&key).query_async(redis).await?;
+            let value = value_of(redis, &key).await?;
             self.revoked.update(&key, value.as_deref());
         }
         Ok(())
+    }
+}
+
+/// A key of another type is there, too: it revokes, and its value is no time.
+async fn value_of(redis: &mut MultiplexedConnection, key: &[u8]) -> RedisResult<Option<Vec<u8>>> {
+    match redis::cmd("GET").arg(key).query_async(redis).await {
+        Err(e) if e.code() == Some("WRONGTYPE") => Ok(Some(Vec::new())),
+        outcome => outcome,
     }
 }
 

@@ -2,6 +2,41 @@
 //!
 //! One file a room, in the order in which a request meets them.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test panics where it cannot go on, and reads an environment of its own"
+)]
+
 mod support;
 
 mod smoke;
+
+mod head;
+mod order;
+mod routing;
+mod sizes;
+
+mod cors;
+
+mod auth;
+mod jwks;
+mod permissions;
+mod revocation;
+
+mod limits;
+
+mod answers;
+
+mod breaker;
+mod failures;
+mod headers;
+mod pools;
+mod webhooks;
+
+mod logs;
+mod metrics;
+mod ops;
+
+mod config;
+mod shutdown;

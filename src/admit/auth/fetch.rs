@@ -25,14 +25,18 @@ impl Fetch {
     /// # Errors
     /// When `url` is not an http or https URL with a host.
     pub fn new(url: &str) -> Result<Self, String> {
-        let bad = || format!("`{url}` is not an http or https URL");
+        let bad = || "is not an http or https URL".to_owned();
         let uri: Uri = url.parse().map_err(|_| bad())?;
         let tls = match uri.scheme_str() {
             Some("https") => true,
             Some("http") => false,
             _ => return Err(bad()),
         };
-        let host = uri.host().ok_or_else(bad)?.to_owned();
+        let authority = uri.authority().ok_or_else(bad)?;
+        if authority.as_str().contains('@') {
+            return Err("credentials do not belong in a URL".to_owned());
+        }
+        let host = authority.host().trim_matches(['[', ']']).to_owned();
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
         let path = uri
             .path_and_query()

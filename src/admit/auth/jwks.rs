@@ -83,7 +83,7 @@ impl Jwks {
         self.current()
     }
 
-    /// Fetches the set. Whatever goes wrong, today's keys stay.
+    /// Fetches the set; whoever holds `last_fetch` may. Whatever goes wrong, today's keys stay.
     async fn refresh(&self) -> Result<(), ()> {
         let body = match self.fetch.get().await {
             Ok(body) => body,
@@ -130,7 +130,10 @@ impl JwksRefresh {
 impl BackgroundService for JwksRefresh {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         loop {
-            let wait = match self.0.refresh().await {
+            let turn = self.0.last_fetch.lock().await;
+            let outcome = self.0.refresh().await;
+            drop(turn);
+            let wait = match outcome {
                 Ok(()) => self.0.every,
                 Err(()) => RETRY.min(self.0.every),
             };

@@ -1,6 +1,7 @@
 //! The keys that tokens are verified with. Each has one algorithm, fixed when it is read: a token's `alg` never
 //! chooses what kind of key it is checked with (RFC 8725, section 3.1).
 
+use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 
@@ -11,7 +12,7 @@ use crate::config::{Problems, Secret, Stage};
 pub const SHORTEST_SECRET: usize = 32;
 
 /// Seconds that our clock and the issuer's may differ (decision 12).
-const LEEWAY: u64 = 5;
+pub const LEEWAY: u64 = 5;
 
 /// A key, its one algorithm, and what a token signed with it must hold.
 pub struct VerifyingKey {
@@ -45,31 +46,36 @@ pub fn local_keys(
     problems: &mut Problems,
 ) -> Vec<VerifyingKey> {
     let mut keys = Vec::new();
-    let (secret, access_secret) = (config.secret.take(), config.access_secret.take());
     let has_public_key = config.public_key.is_some() || config.jwks_url.is_some();
-    for (key, variable, given) in [
-        ("secret", "JWT_SECRET", &secret),
-        ("access_secret", "JWT_ACCESS_SECRET", &access_secret),
-    ] {
-        let Some(given) = given else { continue };
-        if given.expose().chars().count() < SHORTEST_SECRET && stage != Stage::Development {
-            problems.add(
-                format!("auth.jwt.{key}"),
-                format!("{variable} must have at least {SHORTEST_SECRET} characters in staging and production"),
-            );
+    let long_enough = |variable: &str, secret: Option<Secret>, problems: &mut Problems| {
+        let secret = secret?;
+        if secret.expose().chars().count() >= SHORTEST_SECRET {
+            return Some(secret);
         }
-    }
+        let fault = format!("{variable} must have at least {SHORTEST_SECRET} characters");
+        match stage {
+            Stage::Development => log::warn!("{fault}: it is not used"),
+            Stage::Staging | Stage::Production => {
+                problems.add(format!("auth.jwt ({variable})"), fault)
+            }
+        }
+        None
+    };
+    let faults_before = problems.len();
+    let secret = long_enough("JWT_SECRET", config.secret.take(), problems);
+    let access_secret = long_enough("JWT_ACCESS_SECRET", config.access_secret.take(), problems);
     match access_secret.or(secret) {
         Some(secret) => keys.push(hs256(&secret, &config.issuer)),
-        None if has_public_key => {}
+        None if has_public_key || problems.len() > faults_before => {}
         None if stage == Stage::Development => {
-            log::warn!(
-                "JWT_SECRET is not set: a random one is in force until this process ends, no token will be valid"
-            );
-            let random: String = std::iter::repeat_with(fastrand::alphanumeric)
-                .take(48)
-                .collect();
-            keys.push(hs256(&Secret::new(random), &config.issuer));
+            log::warn!("JWT_SECRET is not set: a random one is in force until this process ends");
+            match random_secret() {
+                Ok(secret) => keys.push(hs256(&secret, &config.issuer)),
+                Err(e) => problems.add(
+                    "auth.jwt.secret",
+                    format!("no random secret can be made: {e}"),
+                ),
+            }
         }
         None => problems.add(
             "auth.jwt.secret",
@@ -83,6 +89,14 @@ pub fn local_keys(
         }
     }
     keys
+}
+
+fn random_secret() -> Result<Secret, getrandom::Error> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)?;
+    Ok(Secret::new(
+        bytes.iter().map(|b| format!("{b:02x}")).collect(),
+    ))
 }
 
 fn hs256(secret: &Secret, issuer: &str) -> VerifyingKey {
@@ -101,18 +115,29 @@ fn public_key(text: &str, issuer: &str) -> Result<VerifyingKey, String> {
         text.replace("\\n", "\n")
     } else {
         std::fs::read_to_string(text)
-            .map_err(|e| format!("`{text}` is neither PEM nor a readable file: {e}"))?
+            .map_err(|e| format!("is neither PEM nor the path of a readable file: {e}"))?
     };
     let pem = pem.as_bytes();
     let readings = [
         (Algorithm::RS256, DecodingKey::from_rsa_pem(pem)),
-        (Algorithm::ES256, DecodingKey::from_ec_pem(pem)),
+        (
+            Algorithm::ES256,
+            DecodingKey::from_ec_pem(pem).and_then(p256),
+        ),
         (Algorithm::EdDSA, DecodingKey::from_ed_pem(pem)),
     ];
     readings
         .into_iter()
         .find_map(|(algorithm, key)| Some(VerifyingKey::new(None, algorithm, key.ok()?, issuer)))
         .ok_or_else(|| "is not a public key for RS256, ES256 or EdDSA in PEM".to_owned())
+}
+
+/// Only a point of 256 bits: the library reads the PEM of every curve.
+fn p256(key: DecodingKey) -> Result<DecodingKey, jsonwebtoken::errors::Error> {
+    match key.try_get_as_bytes()?.len() {
+        65 => Ok(key),
+        _ => Err(ErrorKind::InvalidKeyFormat.into()),
+    }
 }
 
 /// The usable keys of a JWK set; symmetric keys and keys for encryption are left out.

@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderValue};
 use prometheus::IntCounter;
 use serde::Deserialize;
 
-use super::limits::{FailureGuard, FailureGuardConfig};
+use super::limits::{Exceeded, FailureGuard, FailureGuardConfig};
 use super::permissions::{Permissions, RoleId, Roles};
 use crate::config::{Duration, Problems, Secret, Stage};
 use crate::state::Revoked;
@@ -94,8 +94,14 @@ pub enum AuthRule {
     Token,
     /// A valid access token, or a valid API key.
     TokenOrKey,
-    /// Anybody at an address in `ops.allow`, elsewhere a caller with the permission `ops:view`.
+    /// Anybody at an address in `ops.allow`, elsewhere the role `admin`.
     Ops,
+}
+
+/// Who calls, and the holder of the key beside the token: both must be allowed what is asked (decision 19).
+pub struct Identified {
+    pub caller: Arc<Caller>,
+    pub beside: Option<Arc<Caller>>,
 }
 
 /// Nobody was identified.
@@ -105,9 +111,7 @@ pub enum AuthError {
     Invalid,
     Expired,
     /// This address has failed too often; its next unknown token is not even looked at.
-    TooManyFailures {
-        retry_after_secs: u32,
-    },
+    TooManyFailures(Exceeded),
 }
 
 /// The caller lacks what the route needs.
@@ -174,7 +178,7 @@ impl AuthConfig {
             access_life,
             refresh_life,
         } = refresh;
-        if secret.is_some_and(|s| s.expose().len() < keys::SHORTEST_SECRET)
+        if secret.is_some_and(|s| s.expose().chars().count() < keys::SHORTEST_SECRET)
             && stage != Stage::Development
         {
             problems.add(
@@ -212,7 +216,7 @@ impl Auth {
         headers: &HeaderMap,
         client: IpAddr,
         now: Instant,
-    ) -> Result<Arc<Caller>, AuthError> {
+    ) -> Result<Identified, AuthError> {
         let found = self.find_caller(rule, headers, client, now).await;
         match &found {
             Ok(_) => self.attempts.success.inc(),
@@ -232,21 +236,35 @@ impl Auth {
         headers: &HeaderMap,
         client: IpAddr,
         now: Instant,
-    ) -> Result<Arc<Caller>, AuthError> {
+    ) -> Result<Identified, AuthError> {
+        let guarded = |error| match error {
+            // Guessing keys costs what guessing tokens costs.
+            AuthError::Invalid => self.failures.check(client, now).err().unwrap_or(error),
+            _ => error,
+        };
         let key = match rule {
-            AuthRule::TokenOrKey => self.api_keys.find(headers)?,
+            AuthRule::TokenOrKey => self.api_keys.find(headers).map_err(guarded)?,
             AuthRule::Public | AuthRule::Token | AuthRule::Ops => None,
         };
-        match bearer(headers)? {
-            None => key.ok_or(AuthError::NoCredentials),
-            Some(token) => {
-                if let Some(known) = self.tokens.recall(token) {
-                    return known;
-                }
+        let Some(token) = bearer(headers)? else {
+            let caller = key.ok_or(AuthError::NoCredentials)?;
+            return Ok(Identified {
+                caller,
+                beside: None,
+            });
+        };
+        let caller = match self.tokens.recall(token) {
+            Some(known) => known?,
+            None => {
                 self.failures.check(client, now)?;
-                self.tokens.verify(token).await
+                // Boxed: what is only needed for a new token must not be moved about for every request.
+                Box::pin(self.tokens.verify(token)).await?
             }
-        }
+        };
+        Ok(Identified {
+            caller,
+            beside: key,
+        })
     }
 
     /// Keeps the issuer's keys fresh, where there is an issuer with a key set.

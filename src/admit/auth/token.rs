@@ -24,8 +24,7 @@ const LONGEST_TOKEN: usize = 8 << 10;
 /// Failed tokens that are remembered.
 const FAILED_TOKENS: usize = 10_000;
 
-/// Seconds that our clock and the issuer's may differ, as in `keys.rs`.
-const LEEWAY: i64 = 5;
+const LEEWAY: i64 = super::keys::LEEWAY as i64;
 
 type Remembered<K, T> = Cache<K, T, quick_cache::UnitWeighter, ahash::RandomState>;
 
@@ -114,10 +113,10 @@ impl Tokens {
         let Some(verified) = self.good.get(token) else {
             return self
                 .bad
-                .get(&self.hasher.hash_one(token))
+                .get(&self.bad_key(token, self.generation()))
                 .map(|()| Err(AuthError::Invalid));
         };
-        if verified.expires + LEEWAY < unix_now() {
+        if verified.expires.saturating_add(LEEWAY) < unix_now() {
             self.good.remove(token);
             return Some(Err(AuthError::Expired));
         }
@@ -125,8 +124,7 @@ impl Tokens {
             return Some(Err(AuthError::Invalid));
         }
         // A key that its issuer took back takes its tokens with it.
-        let generation = self.jwks.as_ref().map_or(0, |jwks| jwks.generation());
-        if verified.jwks_generation != 0 && verified.jwks_generation != generation {
+        if verified.jwks_generation != 0 && verified.jwks_generation != self.generation() {
             self.good.remove(token);
             return None;
         }
@@ -135,6 +133,7 @@ impl Tokens {
 
     /// Verifies a token that [`Tokens::recall`] does not know.
     pub async fn verify(&self, token: &[u8]) -> Result<Arc<Caller>, AuthError> {
+        let generation = self.generation();
         let outcome = self.verify_signed(token).await;
         match outcome {
             Ok(verified) => {
@@ -147,13 +146,22 @@ impl Tokens {
             }
             Err(Rejected::For(error)) => {
                 if error == AuthError::Invalid {
-                    self.bad.insert(self.hasher.hash_one(token), ());
+                    self.bad.insert(self.bad_key(token, generation), ());
                 }
                 Err(error)
             }
-            // The key may appear with the issuer's next answer: nothing is remembered.
-            Err(Rejected::UnknownKey) => Err(AuthError::Invalid),
+            // It may be good soon: nothing is remembered.
+            Err(Rejected::ForNow) => Err(AuthError::Invalid),
         }
+    }
+
+    fn generation(&self) -> u64 {
+        self.jwks.as_ref().map_or(0, |jwks| jwks.generation())
+    }
+
+    /// A token that failed may be good under the issuer's next set.
+    fn bad_key(&self, token: &[u8], generation: u64) -> u64 {
+        self.hasher.hash_one((token, generation))
     }
 
     async fn verify_signed(&self, token: &[u8]) -> Result<Verified, Rejected> {
@@ -166,38 +174,41 @@ impl Tokens {
         if header.crit.is_some() {
             return Err(invalid);
         }
-        if let (Some(kid), Some(jwks)) = (&header.kid, &self.jwks) {
-            let set = jwks.with_key(kid).await;
-            if let Some(key) = set.keys.iter().find(|key| key.kid.as_deref() == Some(kid)) {
-                return self.verify_with(key, header.alg, token, set.generation);
-            }
-            if self.local.is_empty() {
-                return Err(Rejected::UnknownKey);
-            }
-        }
         let mut rejected = invalid;
-        for key in &self.local {
-            match self.verify_with(key, header.alg, token, 0) {
-                Ok(verified) => return Ok(verified),
-                Err(Rejected::For(AuthError::Expired)) => {
-                    rejected = Rejected::For(AuthError::Expired)
-                }
-                Err(_) => {}
+        let mut tried = |key: &VerifyingKey, generation| {
+            let outcome = self.verify_with(key, header.alg, token, generation);
+            if let Err(reason @ (Rejected::For(AuthError::Expired) | Rejected::ForNow)) = outcome {
+                rejected = reason;
+            }
+            outcome.ok()
+        };
+        let set = match (&self.jwks, &header.kid) {
+            (None, _) => Arc::default(),
+            (Some(jwks), Some(kid)) => jwks.with_key(kid).await,
+            (Some(jwks), None) => jwks.current(),
+        };
+        let mut issuers_key_is_known = self.jwks.is_none();
+        for key in set
+            .keys
+            .iter()
+            .filter(|key| header.kid.is_none() || key.kid == header.kid)
+        {
+            issuers_key_is_known = true;
+            if let Some(verified) = tried(key, set.generation) {
+                return Ok(verified);
             }
         }
-        if let Some(jwks) = self.jwks.as_ref().filter(|_| header.kid.is_none()) {
-            let set = jwks.current();
-            for key in &set.keys {
-                match self.verify_with(key, header.alg, token, set.generation) {
-                    Ok(verified) => return Ok(verified),
-                    Err(Rejected::For(AuthError::Expired)) => {
-                        rejected = Rejected::For(AuthError::Expired)
-                    }
-                    Err(_) => {}
-                }
+        // A `kid` of the issuer's names that key alone.
+        let locals_may = header.kid.is_none() || !issuers_key_is_known || self.jwks.is_none();
+        for key in self.local.iter().filter(|_| locals_may) {
+            if let Some(verified) = tried(key, 0) {
+                return Ok(verified);
             }
         }
-        Err(rejected)
+        match rejected {
+            Rejected::For(AuthError::Invalid) if !issuers_key_is_known => Err(Rejected::ForNow),
+            rejected => Err(rejected),
+        }
     }
 
     fn verify_with(
@@ -216,6 +227,7 @@ impl Tokens {
             Err(e) if *e.kind() == ErrorKind::ExpiredSignature => {
                 return Err(Rejected::For(AuthError::Expired));
             }
+            Err(e) if *e.kind() == ErrorKind::ImmatureSignature => return Err(Rejected::ForNow),
             Err(_) => return Err(invalid),
         };
         self.verified(claims, jwks_generation).ok_or(invalid)
@@ -267,8 +279,8 @@ impl Tokens {
 #[derive(Clone, Copy)]
 enum Rejected {
     For(AuthError),
-    /// No key of the issuer has this `kid`, today.
-    UnknownKey,
+    /// The issuer has no such key, or the token does not hold yet (`nbf`): both may change.
+    ForNow,
 }
 
 /// Visible ASCII, and not so long that it could not travel in a header.

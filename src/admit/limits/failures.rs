@@ -55,9 +55,7 @@ impl FailureGuard {
     pub fn check(&self, client: IpAddr, now: Instant) -> Result<(), AuthError> {
         match self.failures.exceeded(&self.ask(client), now) {
             None => Ok(()),
-            Some(exceeded) => Err(AuthError::TooManyFailures {
-                retry_after_secs: exceeded.retry_after_secs,
-            }),
+            Some(exceeded) => Err(AuthError::TooManyFailures(exceeded)),
         }
     }
 
@@ -68,7 +66,7 @@ impl FailureGuard {
 
     fn ask(&self, client: IpAddr) -> Ask {
         Ask {
-            key: self.failures.hash(&client),
+            key: self.failures.hash(&super::counted(client)),
             max: self.max,
             window: self.window,
         }

@@ -11,8 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::HeaderValue;
-use pingora::http::ResponseHeader;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora_limits::rate::Rate;
 use serde::Deserialize;
 
@@ -27,7 +26,7 @@ pub use window::{Exceeded, Standing};
 pub struct LimitsConfig {
     pub enabled: bool,
     pub flood: FloodConfig,
-    pub global: RuleConfig,
+    pub global: GlobalConfig,
     /// Accepted with the documented variables; the purchase limit itself needs the body's event.
     pub ticket: TicketConfig,
     /// Further limits by name, for routes to list.
@@ -41,6 +40,14 @@ pub struct LimitsConfig {
 pub struct FloodConfig {
     /// Requests a second from one address, whoever they are for. A guard, counted in one-second steps.
     pub per_second: u32,
+}
+
+/// The one rule that has defaults.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GlobalConfig {
+    pub max: u32,
+    pub window: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -64,7 +71,6 @@ pub struct Rule {
     id: u32,
     max: u32,
     window: std::time::Duration,
-    limit_header: HeaderValue,
 }
 
 /// Every limit of the gateway, and who has spent what.
@@ -80,6 +86,15 @@ struct Flood {
     rate: Rate,
 }
 
+impl Default for GlobalConfig {
+    fn default() -> Self {
+        Self {
+            max: 100,
+            window: Duration::secs(60),
+        }
+    }
+}
+
 /// The name of the limit that every route has unless it says otherwise.
 pub const GLOBAL: &str = "global";
 
@@ -88,10 +103,7 @@ impl Default for LimitsConfig {
         Self {
             enabled: true,
             flood: FloodConfig::default(),
-            global: RuleConfig {
-                max: 100,
-                window: Duration::secs(60),
-            },
+            global: GlobalConfig::default(),
             ticket: TicketConfig::default(),
             rules: BTreeMap::new(),
             max_keys: 1_000_000,
@@ -144,6 +156,8 @@ impl LimitsConfig {
             problems.add("limits.rules.global", "is the name of limits.global");
         }
         let mut rules = BTreeMap::new();
+        let GlobalConfig { max, window } = global;
+        let global = RuleConfig { max, window };
         for (name, RuleConfig { max, window }) in
             std::iter::once((GLOBAL.to_owned(), global)).chain(named)
         {
@@ -160,7 +174,6 @@ impl LimitsConfig {
                     id,
                     max,
                     window: window.0,
-                    limit_header: HeaderValue::from(max),
                 }),
             );
         }
@@ -181,7 +194,6 @@ fn check_rule(place: &str, max: u32, window: Duration, problems: &mut Problems) 
     if max == 0 {
         problems.add(format!("{place}.max"), "must be at least 1");
     }
-    // Times are kept in 32 bits of milliseconds (`window.rs`).
     if window < Duration::millis(100) || window > Duration::secs(7 * 86_400) {
         problems.add(format!("{place}.window"), "must be from 100ms to 7d");
     }
@@ -202,8 +214,9 @@ impl Limits {
         let Some(flood) = &self.flood else {
             return Ok(());
         };
-        if flood.rate.observe(&client, 1) > flood.per_second {
+        if flood.rate.observe(&counted(client), 1) > flood.per_second {
             return Err(Exceeded {
+                limit: flood.per_second as u32,
                 retry_after_secs: 1,
             });
         }
@@ -226,7 +239,7 @@ impl Limits {
         }
         let who = match caller {
             Some(caller) => self.windows.hash(&caller.limit_key()),
-            None => self.windows.hash(&("rl:ip:", client)),
+            None => self.windows.hash(&("rl:ip:", counted(client))),
         };
         let mut asks = [Ask::default(); MAX_RULES];
         for (ask, rule) in asks.iter_mut().zip(rules) {
@@ -242,36 +255,40 @@ impl Limits {
     }
 }
 
-/// Most limits that one route may name, the global one with them.
-pub const MAX_RULES: usize = 4;
-
-// === impl Rule ===
-
-impl Rule {
-    pub fn max(&self) -> u32 {
-        self.max
-    }
-
-    /// Ready-made for `X-RateLimit-Limit`.
-    pub fn limit_header(&self) -> HeaderValue {
-        self.limit_header.clone()
+/// What an address is counted on: itself, or its /64, which is what one IPv6 subscriber has.
+fn counted(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(v6) => IpAddr::from((u128::from(v6) >> 64 << 64).to_be_bytes()),
     }
 }
 
+/// Most limits that one route may name, the global one with them.
+pub const MAX_RULES: usize = 4;
+
 // === impl Standing ===
+
+const X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const X_RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const X_RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 impl Standing {
     /// `X-RateLimit-Limit`, `-Remaining` and `-Reset` (seconds), as the old gateway sent them.
-    pub fn stamp(&self, rules: &[Arc<Rule>], response: &mut ResponseHeader) -> pingora::Result<()> {
-        let limit = rules
-            .iter()
-            .find(|rule| rule.max == self.limit)
-            .map(|rule| rule.limit_header());
-        response.insert_header(
-            "X-RateLimit-Limit",
-            limit.unwrap_or_else(|| HeaderValue::from(self.limit)),
-        )?;
-        response.insert_header("X-RateLimit-Remaining", HeaderValue::from(self.remaining))?;
-        response.insert_header("X-RateLimit-Reset", HeaderValue::from(self.reset_secs))
+    pub fn stamp(&self, fields: &mut HeaderMap) {
+        fields.insert(X_RATELIMIT_LIMIT, HeaderValue::from(self.limit));
+        fields.insert(X_RATELIMIT_REMAINING, HeaderValue::from(self.remaining));
+        fields.insert(X_RATELIMIT_RESET, HeaderValue::from(self.reset_secs));
+    }
+}
+
+impl Exceeded {
+    /// The same for a request that was refused.
+    pub fn stamp(&self, fields: &mut HeaderMap) {
+        Standing {
+            limit: self.limit,
+            remaining: 0,
+            reset_secs: self.retry_after_secs,
+        }
+        .stamp(fields);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Each key keeps the times of what it was granted. Times are rounded *up* to the end of a step, so rounding can
 //! only hold a request back for up to one step, never let one too many through. The step is a millisecond for
-//! limits of up to [`EXACT`]; for larger ones the window is cut into [`EXACT`] steps, which bounds a key to 4 KiB.
+//! limits of up to [`EXACT`]; for larger ones the window is cut into [`EXACT`] steps, which bounds a key to 8 KiB.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
@@ -36,13 +36,15 @@ pub struct Standing {
 /// A limit is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exceeded {
+    pub limit: u32,
     /// Whole seconds, at least 1.
     pub retry_after_secs: u32,
 }
 
 impl Exceeded {
-    fn after_ms(ms: u32) -> Self {
+    fn after_ms(limit: u32, ms: u32) -> Self {
         Self {
+            limit,
             retry_after_secs: ms.div_ceil(1000).max(1),
         }
     }
@@ -62,9 +64,9 @@ struct Shard(HashMap<u64, Grants, BuildHasherDefault<AlreadyHashed>>);
 /// What one key was granted, oldest first, as (end of step in ms since the epoch, number of grants).
 #[derive(Default)]
 struct Grants {
-    steps: VecDeque<(u32, u32)>,
+    steps: VecDeque<(u64, u32)>,
     total: u32,
-    window_ms: u32,
+    window_ms: u64,
 }
 
 /// Keys are hashes already (seeded, so that nobody can aim at a shard).
@@ -95,18 +97,18 @@ impl Windows {
     pub fn spend(&self, asks: &[Ask], now: Instant) -> Result<Standing, Exceeded> {
         let now_ms = self.millis(now);
         let mut held = self.lock(asks);
-        let mut wait_ms = None;
+        let mut longest: Option<(u32, u32)> = None;
         for ask in asks {
             let shard = held.shard(ask.key);
             if let Some(grants) = shard.0.get_mut(&ask.key) {
                 grants.forget(now_ms);
                 if grants.total >= ask.max {
-                    wait_ms = wait_ms.max(Some(grants.oldest_leaves_in(now_ms)));
+                    longest = longest.max(Some((grants.oldest_leaves_in(now_ms), ask.max)));
                 }
             }
         }
-        if let Some(ms) = wait_ms {
-            return Err(Exceeded::after_ms(ms));
+        if let Some((ms, limit)) = longest {
+            return Err(Exceeded::after_ms(limit, ms));
         }
         let mut tightest: Option<Standing> = None;
         for ask in asks {
@@ -138,11 +140,12 @@ impl Windows {
         let mut shard = self.shards[shard_of(ask.key)].lock();
         let grants = shard.0.get_mut(&ask.key)?;
         grants.forget(now_ms);
-        (grants.total >= ask.max).then(|| Exceeded::after_ms(grants.oldest_leaves_in(now_ms)))
+        (grants.total >= ask.max)
+            .then(|| Exceeded::after_ms(ask.max, grants.oldest_leaves_in(now_ms)))
     }
 
-    fn millis(&self, now: Instant) -> u32 {
-        now.saturating_duration_since(self.epoch).as_millis() as u32
+    fn millis(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.epoch).as_millis() as u64
     }
 
     /// All shards that the asks fall into, locked in one order so that two requests never wait for each other.
@@ -188,7 +191,7 @@ impl Held<'_> {
 
 impl Shard {
     /// Lets go of every key whose window is over, and of the longest idle eighth when that is not enough.
-    fn make_room(&mut self, now_ms: u32) {
+    fn make_room(&mut self, now_ms: u64) {
         let full = self.0.len();
         self.0.retain(|_, grants| {
             grants.forget(now_ms);
@@ -197,7 +200,7 @@ impl Shard {
         if self.0.len() < full - full / 8 {
             return;
         }
-        let mut ages: Vec<(u32, u64)> = self
+        let mut ages: Vec<(u64, u64)> = self
             .0
             .iter()
             .map(|(key, g)| (g.idle_ms(now_ms), *key))
@@ -211,9 +214,9 @@ impl Shard {
 
 impl Grants {
     /// Drops the steps that lie more than a window back.
-    fn forget(&mut self, now_ms: u32) {
+    fn forget(&mut self, now_ms: u64) {
         while let Some(&(end, count)) = self.steps.front() {
-            if age(now_ms, end) <= i64::from(self.window_ms) {
+            if now_ms.saturating_sub(end) <= self.window_ms {
                 break;
             }
             self.total -= count;
@@ -221,14 +224,14 @@ impl Grants {
         }
     }
 
-    fn add(&mut self, now_ms: u32, ask: &Ask) {
-        self.window_ms = ask.window.as_millis() as u32;
+    fn add(&mut self, now_ms: u64, ask: &Ask) {
+        self.window_ms = ask.window.as_millis() as u64;
         let step = if ask.max <= EXACT {
             1
         } else {
-            (self.window_ms / EXACT).max(1)
+            (self.window_ms / u64::from(EXACT)).max(1)
         };
-        let end = (now_ms / step).wrapping_mul(step).wrapping_add(step - 1);
+        let end = now_ms / step * step + (step - 1);
         self.total += 1;
         match self.steps.back_mut() {
             Some((last, count)) if *last == end => *count += 1,
@@ -236,23 +239,18 @@ impl Grants {
         }
     }
 
-    fn oldest_leaves_in(&self, now_ms: u32) -> u32 {
+    fn oldest_leaves_in(&self, now_ms: u64) -> u32 {
         let Some(&(end, _)) = self.steps.front() else {
             return 0;
         };
-        (i64::from(self.window_ms) + 1 - age(now_ms, end)).max(1) as u32
+        (end + self.window_ms + 1).saturating_sub(now_ms).max(1) as u32
     }
 
-    fn idle_ms(&self, now_ms: u32) -> u32 {
+    fn idle_ms(&self, now_ms: u64) -> u64 {
         self.steps
             .back()
-            .map_or(u32::MAX, |&(end, _)| age(now_ms, end).max(0) as u32)
+            .map_or(u64::MAX, |&(end, _)| now_ms.saturating_sub(end))
     }
-}
-
-/// Milliseconds since `end`, negative while its step is not over. The clock may wrap after 49 days.
-fn age(now_ms: u32, end: u32) -> i64 {
-    i64::from(now_ms.wrapping_sub(end) as i32)
 }
 
 impl Hasher for AlreadyHashed {
@@ -292,6 +290,7 @@ mod tests {
         assert_eq!(
             windows.spend(&asks, at(11)),
             Err(Exceeded {
+                limit: 3,
                 retry_after_secs: 1
             })
         );

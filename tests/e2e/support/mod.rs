@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub mod burst;
 pub mod client;
 pub mod gateway;
+pub mod redis;
 pub mod token;
 pub mod upstream;
 pub mod wait;
@@ -22,6 +23,7 @@ pub mod prelude {
     pub use super::burst::burst;
     pub use super::client::{Broken, Client, Connection, Request, Response};
     pub use super::gateway::{Exit, Gateway, GatewayBuilder, TempFile};
+    pub use super::redis::Redis;
     pub use super::token::{self, KeyPair, Token};
     pub use super::upstream::{Recorded, Reply, Upstream, refused_addr};
     pub use super::wait::{wait_until, within};

@@ -1,0 +1,210 @@
+//! A real `redis-server` on a free port of the loopback, without persistence, for one test alone.
+
+use super::wait::{SOON, within};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// How often a port is tried anew that another process has taken meanwhile.
+const TRIES: usize = 5;
+
+/// A running server. Killed when dropped.
+pub struct Redis {
+    addr: SocketAddr,
+    password: Option<String>,
+    child: Option<Child>,
+}
+
+impl Redis {
+    /// A server that asks for no password.
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// A server whose clients must say this password.
+    #[track_caller]
+    pub fn start_with_password(password: &str) -> Self {
+        Self::start_with(Some(password.to_owned()))
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub fn port(&self) -> u16 {
+        self.addr.port()
+    }
+
+    /// Sends one command and reads its answer as text: a status, a number, a string, or `nil`.
+    /// Panics on an error of the server's.
+    #[track_caller]
+    pub fn command(&self, words: &[&str]) -> String {
+        match self.try_command(words) {
+            Ok(answer) => answer,
+            Err(why) => panic!("redis: {}: {why}", words.join(" ")),
+        }
+    }
+
+    /// Kills it at once, as a crash would. Its data are gone.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Both fail only for a process that has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it again on the same port after [`Redis::kill`], empty.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none(), "redis was not killed");
+        for _ in 0..TRIES {
+            self.child = spawn(self.addr, self.password.as_deref());
+            if self.child.is_some() {
+                return;
+            }
+        }
+        panic!("redis cannot be started on {} again", self.addr);
+    }
+
+    /// Freezes it: connections stay, no answer comes.
+    #[track_caller]
+    pub fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets it go on after [`Redis::freeze`].
+    #[track_caller]
+    pub fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    #[track_caller]
+    fn start_with(password: Option<String>) -> Self {
+        for _ in 0..TRIES {
+            let free = TcpListener::bind("127.0.0.1:0").expect("a port of 127.0.0.1 is free");
+            let addr = free.local_addr().expect("a listener has an address");
+            drop(free);
+            if let Some(child) = spawn(addr, password.as_deref()) {
+                return Self {
+                    addr,
+                    password,
+                    child: Some(child),
+                };
+            }
+        }
+        panic!("redis-server did not start on any of {TRIES} free ports");
+    }
+
+    fn try_command(&self, words: &[&str]) -> Result<String, String> {
+        let stream = TcpStream::connect(self.addr).map_err(|error| error.to_string())?;
+        let limit = stream.set_read_timeout(Some(SOON));
+        limit.expect("the read timeout is settable");
+        let mut stream = BufReader::new(stream);
+        if let Some(password) = &self.password {
+            exchange(&mut stream, &["AUTH", password])?;
+        }
+        exchange(&mut stream, words)
+    }
+
+    #[track_caller]
+    fn signal(&self, signal: &str) {
+        let child = self.child.as_ref().expect("redis runs");
+        let sent = Command::new("kill")
+            .args([signal, &child.id().to_string()])
+            .status()
+            .expect("kill can be run");
+        assert!(sent.success(), "{signal} could not be sent to redis");
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A server that answers; `None` when it ended at once, as it does when its port is taken.
+#[track_caller]
+fn spawn(addr: SocketAddr, password: Option<&str>) -> Option<Child> {
+    let port = addr.port().to_string();
+    let directory = std::env::temp_dir();
+    let mut command = Command::new("redis-server");
+    command
+        .args(["--bind", "127.0.0.1", "--port", &port])
+        .args(["--save", "", "--appendonly", "no", "--daemonize", "no"])
+        .arg("--dir")
+        .arg(directory);
+    if let Some(password) = password {
+        command.args(["--requirepass", password]);
+    }
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| {
+            panic!(
+                "the tests need the redis-server command (apt-get install redis-server): {error}"
+            )
+        });
+    let up = within(Duration::from_secs(20), || {
+        match child.try_wait().expect("redis-server can be waited for") {
+            Some(_) => Some(false),
+            None => is_up(addr, password).then_some(true),
+        }
+    });
+    match up {
+        Some(true) => Some(child),
+        Some(false) => None,
+        None => {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("redis-server on {addr} does not answer");
+        }
+    }
+}
+
+fn is_up(addr: SocketAddr, password: Option<&str>) -> bool {
+    let Ok(stream) = TcpStream::connect(addr) else {
+        return false;
+    };
+    let limit = stream.set_read_timeout(Some(SOON));
+    limit.expect("the read timeout is settable");
+    let mut stream = BufReader::new(stream);
+    let let_in = password.is_none_or(|word| exchange(&mut stream, &["AUTH", word]).is_ok());
+    let_in && exchange(&mut stream, &["PING"]).is_ok_and(|answer| answer == "PONG")
+}
+
+fn exchange(stream: &mut BufReader<TcpStream>, words: &[&str]) -> Result<String, String> {
+    let mut request = format!("*{}\r\n", words.len());
+    for word in words {
+        request += &format!("${}\r\n{word}\r\n", word.len());
+    }
+    let sent = stream.get_mut().write_all(request.as_bytes());
+    sent.map_err(|error| error.to_string())?;
+    read_answer(stream)
+}
+
+fn read_answer(stream: &mut BufReader<TcpStream>) -> Result<String, String> {
+    let mut line = String::new();
+    let read = stream.read_line(&mut line);
+    read.map_err(|error| error.to_string())?;
+    let line = line.trim_end_matches("\r\n");
+    let rest = line.get(1..).unwrap_or_default();
+    match line.as_bytes().first() {
+        Some(b'+' | b':') => Ok(rest.to_owned()),
+        Some(b'$') if rest == "-1" => Ok("nil".to_owned()),
+        Some(b'$') => {
+            let length: usize = rest.parse().map_err(|_| format!("answered {line:?}"))?;
+            let mut text = vec![0; length + 2];
+            let read = stream.read_exact(&mut text);
+            read.map_err(|error| error.to_string())?;
+            text.truncate(length);
+            Ok(String::from_utf8_lossy(&text).into_owned())
+        }
+        _ => Err(format!("answered {line:?}")),
+    }
+}
