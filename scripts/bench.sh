@@ -32,6 +32,8 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
+# shellcheck source=scripts/lib.sh
+. "$here/lib.sh"
 
 rounds=3 seconds=5 connections=32 names=bare,nginx,haproxy,gateway
 tool=wrk callgrind='' idle='' write=''
@@ -60,22 +62,12 @@ die() {
 # === Tools and binaries ===
 
 install_tools() {
-    local command commands=(nginx haproxy jq pgrep openssl curl) missing=()
-    local -A package=([nginx]=nginx-light [pgrep]=procps)
-    [[ $tool != wrk ]] || commands+=(wrk)
-    [[ -z $callgrind ]] || commands+=(valgrind)
-    [[ -z $callgrind$idle ]] || commands+=(python3)
     PATH=$PATH:/usr/sbin
-    for command in "${commands[@]}"; do
-        command -v "$command" >/dev/null || missing+=("${package[$command]:-$command}")
-    done
-    if ((${#missing[@]})); then
-        say "installing ${missing[*]}"
-        local sudo=()
-        ((EUID == 0)) || sudo=(sudo)
-        "${sudo[@]}" apt-get update -qq >&2
-        DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
-    fi
+    local wanted=(nginx:nginx-light haproxy:haproxy jq:jq pgrep:procps openssl:openssl curl:curl)
+    [[ $tool != wrk ]] || wanted+=(wrk:wrk)
+    [[ -z $callgrind ]] || wanted+=(valgrind:valgrind)
+    [[ -z $callgrind$idle ]] || wanted+=(python3:python3)
+    need "${wanted[@]}"
     if [[ $tool == oha ]] && ! command -v oha >/dev/null; then
         say 'building oha, this takes some minutes'
         cargo install oha --locked >&2

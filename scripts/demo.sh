@@ -34,6 +34,8 @@ main() {
     esac
 
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    # shellcheck source=scripts/lib.sh
+    . scripts/lib.sh
     export PATH=$PATH:${HOME:-/root}/.cargo/bin
     check_ports
     install_missing
@@ -62,22 +64,9 @@ check_ports() {
 is_open() { (: <>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 install_missing() {
-    has cargo || fail "no cargo, neither on PATH nor in ~/.cargo/bin: install Rust from https://rustup.rs"
-    local packages=()
-    { has cc && has make; } || packages+=(build-essential)
-    has cmake || packages+=(cmake) # builds zlib-ng, which Pingora compresses with
-    has curl || packages+=(curl)
-    [[ ${#packages[@]} = 0 ]] && return
-
-    has apt-get || fail "please install first: ${packages[*]}"
-    local as_root=()
-    if [[ $EUID != 0 ]]; then
-        has sudo || fail "neither root nor sudo; please install first: apt-get install ${packages[*]}"
-        as_root=(sudo)
-    fi
-    say "Installing ${packages[*]}"
-    "${as_root[@]}" apt-get update -qq
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y "${packages[@]}"
+    has cargo || fail "no cargo, neither on PATH nor in ~/.cargo/bin: install Rust first"
+    # cmake builds zlib-ng, which Pingora compresses with.
+    need cc:build-essential make:build-essential cmake:cmake curl:curl
 }
 
 has() { type -P "$1" >/dev/null; }
@@ -101,7 +90,7 @@ start_backends() {
 
 start_gateway() {
     # Nothing but these: neither a Redis nor a key from the caller's own environment.
-    local environment=(NODE_ENV=development HOST=127.0.0.1 PORT="$port" JWT_SECRET="$jwt_secret") number
+    local environment=(NODE_ENV=development HOST=127.0.0.1 PORT="$port" OPS_LISTEN=127.0.0.1:0 JWT_SECRET="$jwt_secret") number
     for number in "${!services[@]}"; do
         environment+=("${services[number]}_SERVICE_URL=http://127.0.0.1:$((base + number))")
     done

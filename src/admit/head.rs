@@ -163,9 +163,7 @@ impl HeadReader {
         if name.is_empty() || !name.iter().all(|&b| is_token_byte(b)) {
             return Err(Malformed("a header name is not a token"));
         }
-        if rest.iter().fold(false, |bad, &b| {
-            bad | ((b < 0x20) & (b != b'\t')) | (b == 0x7f)
-        }) {
+        if has_control(rest) {
             return Err(Malformed("a header value holds a control character"));
         }
         // Lengths first: nearly all names end here.
@@ -289,6 +287,13 @@ fn is_authority(host: &[u8]) -> bool {
     let port_is_good =
         port.is_none_or(|port| port.len() <= 5 && port.iter().all(u8::is_ascii_digit));
     name_is_good && port_is_good
+}
+
+/// Whether a field value holds a control character other than a tab. Without a branch in the loop, so that the compiler
+/// looks at many bytes at once.
+fn has_control(value: &[u8]) -> bool {
+    let is_control = |b: u8| u8::from(b < 0x20) & u8::from(b != b'\t') | u8::from(b == 0x7f);
+    value.iter().fold(0, |any, &b| any | is_control(b)) != 0
 }
 
 /// Optional white space off both ends of a field value (RFC 9110, section 5.5).

@@ -104,8 +104,8 @@ impl Front {
             },
             () = shutting_down(shutdown) => return Arrived::Nothing,
         }
-        let start = Instant::now();
         let mut reader = HeadReader::default();
+        let mut since: Option<Instant> = None;
         let mut is_first_line = true;
         loop {
             // One empty line before a request is let pass (RFC 9112, section 2.2).
@@ -118,7 +118,7 @@ impl Front {
                     let mut chunks = chunked.then(ChunkReader::default);
                     if let Some(Err(fault)) = chunks.as_mut().map(|chunks| chunks.read(&buf[len..]))
                     {
-                        return Arrived::Refused(Refusal::Malformed(fault.0), buf, start);
+                        return refused(Refusal::Malformed(fault.0), buf, since);
                     }
                     if let Some(cut) = cut {
                         let tail = buf.split_off(cut.end);
@@ -128,13 +128,14 @@ impl Front {
                     return Arrived::Head(buf, chunks);
                 }
                 Ok(Progress::Partial) => {}
-                Err(fault) => return Arrived::Refused(fault.into(), buf, start),
+                Err(fault) => return refused(fault.into(), buf, since),
             }
-            let left = header.saturating_sub(start.elapsed());
+            // The clock is read only for heads that do not come in one piece.
+            let left = header.saturating_sub(since.get_or_insert_with(Instant::now).elapsed());
             match timeout(left, stream.read_buf(&mut buf)).await {
                 Ok(Ok(0)) | Ok(Err(_)) => return Arrived::Nothing,
                 Ok(Ok(_)) => {}
-                Err(_) => return Arrived::Refused(Refusal::RequestTimeout, buf, start),
+                Err(_) => return refused(Refusal::RequestTimeout, buf, since),
             }
         }
     }
@@ -270,6 +271,10 @@ impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.0.dec();
     }
+}
+
+fn refused(refusal: Refusal, buf: BytesMut, since: Option<Instant>) -> Arrived {
+    Arrived::Refused(refusal, buf, since.unwrap_or_else(Instant::now))
 }
 
 async fn shutting_down(shutdown: &mut ShutdownWatch) {

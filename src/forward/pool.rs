@@ -356,16 +356,7 @@ impl Pool {
     /// # Errors
     /// When there is none.
     pub fn pick(&self, tried: &[SocketAddr]) -> Result<Picked, NoHealthyInstance> {
-        let not_tried = |backend: &Backend| {
-            inet(&backend.addr).is_some_and(|address| !tried.contains(&address))
-        };
-        let backend = self
-            .instances
-            .select_with(b"", MOST_CANDIDATES, |backend, healthy| {
-                healthy && not_tried(backend)
-            })
-            .ok_or(NoHealthyInstance)?;
-        let address = inet(&backend.addr).ok_or(NoHealthyInstance)?;
+        let address = self.choose(tried).ok_or(NoHealthyInstance)?;
         let known = self.known.load();
         let found = known.iter().find(|known| known.address == address);
         let KnownAddress { text, instance, .. } = found.ok_or(NoHealthyInstance)?.clone();
@@ -374,6 +365,20 @@ impl Pool {
             address_text: text,
             instance,
         })
+    }
+
+    fn choose(&self, tried: &[SocketAddr]) -> Option<SocketAddr> {
+        let backends = self.instances.backends();
+        let all = backends.get_backend();
+        let may = |backend: &Backend, healthy: bool| {
+            healthy && inet(&backend.addr).is_some_and(|address| !tried.contains(&address))
+        };
+        // Most services have one instance, and nothing to choose.
+        if let (Some(only), 1) = (all.first(), all.len()) {
+            return inet(&only.addr).filter(|_| may(only, backends.ready(only)));
+        }
+        let chosen = self.instances.select_with(b"", MOST_CANDIDATES, may)?;
+        inet(&chosen.addr)
     }
 
     /// Whether an instance is left that `tried` does not name.
