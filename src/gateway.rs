@@ -1,6 +1,5 @@
 //! The table of contents: which policy speaks in which phase of a request, and in what order.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,13 +12,13 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
-use crate::admit::address::{self, TrustedProxies};
-use crate::admit::auth::{Auth, AuthError, AuthRule, Caller, Identified, MissingPermission};
+use crate::admit::Admitted;
+use crate::admit::address::TrustedProxies;
+use crate::admit::auth::Auth;
 use crate::admit::cors::Cors;
 use crate::admit::limits::Limits;
-use crate::admit::path;
 use crate::admit::permissions::RoleId;
-use crate::admit::request_id::{self, X_REQUEST_ID};
+use crate::admit::request_id::X_REQUEST_ID;
 use crate::context::Ctx;
 use crate::forward::breaker::Outcome;
 use crate::forward::deadline::Deadline;
@@ -27,11 +26,10 @@ use crate::forward::{headers, verdict};
 use crate::observe::access_log::{Access, Logger};
 use crate::observe::audit::Event;
 use crate::observe::registry::{MethodMetrics, Metrics, RouteMetrics, UNMATCHED};
-use crate::observe::trace::Trace;
 use crate::ops::{Endpoint, Ops};
 use crate::reply::secure_headers::SecureHeaders;
-use crate::reply::{self, Answer, Refusal};
-use crate::route::{Found, MethodIndex, Route, Table, rebuild_target, split_target};
+use crate::reply::{self, Refusal};
+use crate::route::{MethodIndex, Table};
 
 /// The compiled configuration, and what the phases work with.
 pub struct Gateway {
@@ -52,159 +50,7 @@ pub struct Gateway {
     pub logger: Arc<Logger>,
 }
 
-/// What admission came to, when it did not refuse.
-enum Admitted {
-    GoOn,
-    /// An answer of our own: nothing is forwarded.
-    Answered(Answer),
-    Preflight,
-}
-
 impl Gateway {
-    /// The order is the security model: docs/decisions/0002-policy-order.md.
-    async fn admit(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Refusal> {
-        let peer = peer_address(session);
-        let request = session.req_header();
-        let (method, fields) = (&request.method, &request.headers);
-        ctx.request_id = request_id::take(fields);
-        ctx.client = self.trusted.client_address(peer, fields);
-        ctx.client_text = address::text(ctx.client);
-        ctx.scheme = if ctx.client != peer && forwarded_over_tls(fields) {
-            "https"
-        } else {
-            "http"
-        };
-        ctx.trace = self.tracing.then(|| Trace::of(fields));
-
-        self.limits
-            .check_address(ctx.client)
-            .inspect_err(|_| self.rate_limited("address"))?; // 429
-        let target = request
-            .uri
-            .path_and_query()
-            .map_or("", |target| target.as_str());
-        let (path, query) = split_target(target);
-        let path = path::normalize(path)?; // 400
-        if let Some(endpoint) = Endpoint::at(&path) {
-            return self.answer_endpoint(endpoint, method, ctx);
-        }
-        ctx.origin = self.cors.check(fields, ctx.scheme)?; // 403
-        let host = fields
-            .get(http::header::HOST)
-            .and_then(|host| host.to_str().ok())
-            .unwrap_or_default();
-        if Cors::is_preflight(method, fields) && self.table.has_path(host, &path) {
-            return Ok(Admitted::Preflight);
-        }
-        let Found {
-            route,
-            method,
-            target_path,
-            owner_parameter,
-        } = self.table.find(host, method, &path)?; // 404, 405
-        ctx.in_progress = Some(route.metrics.method(Some(method)).begin());
-        ctx.deadline = Some(Deadline::after(ctx.start, route.timeouts.budget));
-        ctx.target = rebuild_target(path, target_path, query);
-        ctx.method = Some(method);
-        let route = ctx.route.insert(route).clone();
-
-        route.body.check_announced(fields)?; // 413
-        if !self.is_public(route.auth, ctx.client) {
-            match self
-                .auth
-                .identify(route.auth, fields, ctx.client, ctx.start)
-                .await
-            {
-                Ok(Identified { caller, beside }) => {
-                    let caller = ctx.caller.insert(caller);
-                    for holder in std::iter::once(&*caller).chain(&beside) {
-                        self.check_permission(&route, method, holder, owner_parameter.as_deref())?; // 403
-                    }
-                }
-                // Nobody was identified: the address pays, and its own limit may answer instead.
-                Err(error) => {
-                    if matches!(error, AuthError::TooManyFailures(_)) {
-                        self.rate_limited("authentication");
-                    }
-                    self.spend(ctx)?; // 429
-                    return Err(error.into()); // 401, 429
-                }
-            }
-        }
-        self.spend(ctx)?; // 429
-        Ok(Admitted::GoOn)
-    }
-
-    fn check_permission(
-        &self,
-        route: &Route,
-        method: MethodIndex,
-        caller: &Caller,
-        owner_parameter: Option<&str>,
-    ) -> Result<(), MissingPermission> {
-        match (route.auth, route.permission(method)) {
-            (AuthRule::Ops, _) if caller.role.is_some() && caller.role == self.admin => Ok(()),
-            (AuthRule::Ops, _) => Err(MissingPermission),
-            (_, None) => Ok(()),
-            (_, Some(required)) => required.check(caller, &route.owner, owner_parameter),
-        }
-    }
-
-    fn is_public(&self, rule: AuthRule, client: IpAddr) -> bool {
-        match rule {
-            AuthRule::Public => true,
-            AuthRule::Ops => self.ops.allows(client),
-            AuthRule::Token | AuthRule::TokenOrKey => false,
-        }
-    }
-
-    fn spend(&self, ctx: &mut Ctx) -> Result<(), Refusal> {
-        let Some(route) = &ctx.route else {
-            return Ok(());
-        };
-        match self
-            .limits
-            .spend(&route.limits, ctx.caller.as_deref(), ctx.client, ctx.start)
-        {
-            Ok(standing) => {
-                ctx.standing = standing;
-                Ok(())
-            }
-            Err(exceeded) => {
-                self.rate_limited("caller");
-                Err(exceeded.into())
-            }
-        }
-    }
-
-    fn rate_limited(&self, limit: &str) {
-        self.metrics
-            .rate_limit_hits
-            .with_label_values(&[limit])
-            .inc();
-    }
-
-    fn answer_endpoint(
-        &self,
-        endpoint: Endpoint,
-        method: &Method,
-        ctx: &mut Ctx,
-    ) -> Result<Admitted, Refusal> {
-        ctx.endpoint = Some(endpoint);
-        ctx.method = MethodIndex::of(method);
-        if !matches!(*method, Method::GET | Method::HEAD) {
-            return Err(Refusal::MethodNotAllowed(http::HeaderValue::from_static(
-                "GET, HEAD",
-            )));
-        }
-        let in_full = self.ops.allows(ctx.client);
-        match self.ops.answer(endpoint, in_full) {
-            Some(answer) => Ok(Admitted::Answered(answer)),
-            None if in_full => Err(Refusal::NotFound),
-            None => Err(Refusal::Forbidden("Only for addresses in ops.allow")),
-        }
-    }
-
     fn method_metrics(&self, ctx: &Ctx, method: &Method) -> &MethodMetrics {
         let index = ctx.method.or_else(|| MethodIndex::of(method));
         match ctx.endpoint {
@@ -581,7 +427,7 @@ impl ProxyHttp for Gateway {
         }
         self.logger.access(&Access {
             request_id: ctx.request_id(),
-            trace_id: ctx.trace.as_ref().map(Trace::id),
+            trace_id: ctx.trace.as_ref().map(|trace| trace.id()),
             method: request.method.as_str(),
             target: request
                 .uri
@@ -662,19 +508,3 @@ const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// Attempts that one request may make, the first with them.
 const MOST_ATTEMPTS: u32 = 5;
-
-fn peer_address(session: &Session) -> IpAddr {
-    session
-        .client_addr()
-        .and_then(|address| address.as_inet())
-        .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| {
-            address.ip().to_canonical()
-        })
-}
-
-/// What a trusted proxy says of how the client came to it.
-fn forwarded_over_tls(fields: &http::HeaderMap) -> bool {
-    fields
-        .get("x-forwarded-proto")
-        .is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"))
-}
