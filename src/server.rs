@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use ipnet::IpNet;
 use parking_lot::Mutex;
-use pingora::listeners::TcpSocketOptions;
+use pingora::listeners::{L4BufferSettings, ListenerConfig, TcpSocketOptions};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
@@ -281,7 +281,11 @@ pub fn run(source: &config::Source, compiled: Compiled, sink: Sink) -> Result<()
     let proxy = pingora_proxy::http_proxy(&server.configuration, gateway);
     let mut front = Service::new("front".to_owned(), Front::new(proxy, front));
     let (reserved, options) = reserve(listen)?;
-    front.add_tcp_with_settings(&reserved.address.to_string(), options);
+    // Heads are read into a buffer of our own and bodies into Pingora's: one more below them would only be 64 KiB for
+    // each idle connection.
+    let buffers = L4BufferSettings::default().read(0);
+    let endpoint = ListenerConfig::tcp(reserved.address.to_string());
+    front.add_listener(endpoint.tcp_socket_options(options).l4_buffer(buffers));
     server.add_service(front);
     let mut listeners = vec![("main", reserved)];
     if let Some(address) = ops.listen {

@@ -106,14 +106,16 @@ impl Front {
         }
         let mut reader = HeadReader::default();
         let mut since: Option<Instant> = None;
-        let mut is_first_line = true;
+        let mut may_skip = true;
         loop {
             // One empty line before a request is let pass (RFC 9112, section 2.2).
-            if is_first_line && buf.starts_with(b"\r\n") {
+            if may_skip && buf.starts_with(b"\r\n") {
                 buf.advance(2);
+                may_skip = false;
             }
-            is_first_line &= buf.is_empty() || *buf == b"\r"[..];
-            match reader.read(if is_first_line { b"" } else { &buf }, &self.parts.limits) {
+            may_skip &= *buf == b"\r"[..];
+            let head = if may_skip { b"" } else { &buf[..] };
+            match reader.read(head, &self.parts.limits) {
                 Ok(Progress::Complete(Head { len, chunked, cut })) => {
                     let mut chunks = chunked.then(ChunkReader::default);
                     if let Some(Err(fault)) = chunks.as_mut().map(|chunks| chunks.read(&buf[len..]))
