@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::{HeaderName, Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::upstreams::peer::HttpPeer;
@@ -59,9 +59,10 @@ impl Gateway {
         }
     }
 
-    /// What every answer of a backend carries beside its own.
+    /// Takes out of a backend's answer what is not for clients, and puts in what every answer carries.
     fn stamp_response(&self, response: &mut ResponseHeader, ctx: &Ctx) {
         reply::rewrite(response, |fields| {
+            reply::scrub(fields);
             fields.insert(X_REQUEST_ID, ctx.request_id.clone());
             self.secure_headers.stamp(fields);
             if let Some(standing) = &ctx.standing {
@@ -250,7 +251,6 @@ impl ProxyHttp for Gateway {
             )
             .into_up());
         }
-        reply::rewrite(response, reply::scrub);
         Ok(())
     }
 
@@ -450,7 +450,7 @@ impl ProxyHttp for Gateway {
                 .and_then(|caller| caller.tenant.to_str().ok()),
             venue: request
                 .headers
-                .get("x-venue-id")
+                .get(X_VENUE_ID)
                 .and_then(|venue| venue.to_str().ok()),
             status,
             code: ctx.code,
@@ -502,6 +502,8 @@ impl Gateway {
         );
     }
 }
+
+const X_VENUE_ID: HeaderName = HeaderName::from_static("x-venue-id");
 
 /// The status that the log and the metrics show when the client did not wait for an answer, as nginx has it.
 const CLIENT_CLOSED_REQUEST: u16 = 499;

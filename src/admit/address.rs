@@ -1,5 +1,6 @@
 //! Who is the peer, and whom does it speak for? The client's address (decision 9).
 
+use std::io::Write;
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderValue};
@@ -44,7 +45,12 @@ impl TrustedProxies {
 
 /// An address as text: for the backends, and for the log.
 pub fn text(address: IpAddr) -> HeaderValue {
-    HeaderValue::try_from(address.to_string()).expect("an address is a header value")
+    // The longest, `ffff:…:ffff` with an embedded IPv4 address, has 45 characters.
+    let mut text = [0; 48];
+    let mut left = &mut text[..];
+    let written = write!(left, "{address}").map(|()| 48 - left.len());
+    let text = written.map_or(&b"-"[..], |len| &text[..len]);
+    HeaderValue::from_bytes(text).expect("an address is a header value")
 }
 
 fn parse(entry: &[u8]) -> Option<IpAddr> {

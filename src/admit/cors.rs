@@ -102,16 +102,16 @@ impl Cors {
     /// # Errors
     /// When the request names an origin that is not on the list, or several.
     pub fn check(&self, headers: &HeaderMap, scheme: &str) -> Result<Origin, OriginNotAllowed> {
-        let mut origins = headers.get_all(ORIGIN).iter();
-        let Some(origin) = origins.next() else {
+        let Some(origin) = headers.get(ORIGIN) else {
             return Ok(Origin::None);
         };
+        let is_alone = headers.get_all(ORIGIN).iter().nth(1).is_none();
         let text = origin.to_str().map_err(|_| OriginNotAllowed)?;
         let known = self.allowed.contains(text)
             || self.allowed.contains(&text.to_ascii_lowercase())
             || is_same_origin(text, scheme, headers)
             || (self.allow_localhost && is_localhost(text));
-        if known && origins.next().is_none() {
+        if known && is_alone {
             Ok(Origin::Allowed(origin.clone()))
         } else {
             Err(OriginNotAllowed)

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use once_cell::sync::Lazy;
 use pingora_limits::rate::Rate;
 use serde::Deserialize;
 
@@ -275,9 +276,9 @@ const X_RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset
 impl Standing {
     /// `X-RateLimit-Limit`, `-Remaining` and `-Reset` (seconds), as the old gateway sent them.
     pub fn stamp(&self, fields: &mut HeaderMap) {
-        fields.insert(X_RATELIMIT_LIMIT, HeaderValue::from(self.limit));
-        fields.insert(X_RATELIMIT_REMAINING, HeaderValue::from(self.remaining));
-        fields.insert(X_RATELIMIT_RESET, HeaderValue::from(self.reset_secs));
+        fields.insert(X_RATELIMIT_LIMIT, number(self.limit));
+        fields.insert(X_RATELIMIT_REMAINING, number(self.remaining));
+        fields.insert(X_RATELIMIT_RESET, number(self.reset_secs));
     }
 }
 
@@ -291,4 +292,19 @@ impl Exceeded {
         }
         .stamp(fields);
     }
+}
+
+/// A number as a header value; the small ones, which nearly all are, are made once.
+fn number(n: u32) -> HeaderValue {
+    static SMALL: Lazy<Vec<HeaderValue>> = Lazy::new(|| {
+        // A clone of a shared value costs a count; that of a fresh one would first have to make it shared.
+        (0..1024u32)
+            .map(HeaderValue::from)
+            .inspect(|value| drop(value.clone()))
+            .collect()
+    });
+    SMALL
+        .get(n as usize)
+        .cloned()
+        .unwrap_or_else(|| HeaderValue::from(n))
 }
