@@ -11,6 +11,8 @@
 //! | `reply` | what comes back? refusals, the headers of every answer |
 //! | `observe` | the log line, the metrics, the trace |
 //!
+//! "Decision N" in a comment is number N of docs/contract/decisions.md.
+//!
 //! Beside it stand `config` (what the operator wrote), `route` (what it compiles to), `state` (what processes share),
 //! `ops` (what is asked of the gateway itself) and `server` (from a configuration to a running process).
 

@@ -934,27 +934,9 @@ routes:
 
 /// The platform's own configuration, all of it at one backend.
 fn platform(backend: &Upstream) -> GatewayBuilder {
-    let services = [
-        "AUTH",
-        "VENUE",
-        "EVENT",
-        "TICKET",
-        "PAYMENT",
-        "MARKETPLACE",
-        "ANALYTICS",
-        "NOTIFICATION",
-        "INTEGRATION",
-        "COMPLIANCE",
-        "QUEUE",
-        "SEARCH",
-        "FILE",
-        "MONITORING",
-        "MINTING",
-    ];
-    let gateway = Gateway::platform().env("RATE_LIMIT_GLOBAL_MAX", 10_000);
-    services.iter().fold(gateway, |gateway, service| {
-        gateway.env(&format!("{service}_SERVICE_URL"), backend.url())
-    })
+    Gateway::platform()
+        .env("RATE_LIMIT_GLOBAL_MAX", 10_000)
+        .all_services_at(&backend.url())
 }
 
 /// What a thief of nothing but the public key may try.

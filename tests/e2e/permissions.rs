@@ -358,28 +358,8 @@ fn of_all_roles_only_admin_reads_metrics_from_elsewhere() {
 
 #[track_caller]
 fn platform(backend: &Upstream) -> Gateway {
-    let services = [
-        "AUTH",
-        "VENUE",
-        "EVENT",
-        "TICKET",
-        "PAYMENT",
-        "MARKETPLACE",
-        "ANALYTICS",
-        "NOTIFICATION",
-        "INTEGRATION",
-        "COMPLIANCE",
-        "QUEUE",
-        "SEARCH",
-        "FILE",
-        "MONITORING",
-        "MINTING",
-    ];
     let gateway = Gateway::platform().env("RATE_LIMIT_ENABLED", "false");
-    let gateway = services.iter().fold(gateway, |gateway, service| {
-        gateway.env(&format!("{service}_SERVICE_URL"), backend.url())
-    });
-    gateway.start()
+    gateway.all_services_at(&backend.url()).start()
 }
 
 /// Routes that show an owner in each way, behind a trusted proxy on the loopback.

@@ -3,25 +3,6 @@
 
 use crate::support::prelude::*;
 
-/// Services by the first part of their variable: `AUTH` is at AUTH_SERVICE_URL.
-const SERVICES: [&str; 15] = [
-    "AUTH",
-    "VENUE",
-    "EVENT",
-    "TICKET",
-    "PAYMENT",
-    "MARKETPLACE",
-    "ANALYTICS",
-    "NOTIFICATION",
-    "INTEGRATION",
-    "COMPLIANCE",
-    "QUEUE",
-    "SEARCH",
-    "FILE",
-    "MONITORING",
-    "MINTING",
-];
-
 /// Method, path, service, and what the service is asked for. Without a token.
 const PUBLIC: &[(&str, &str, &str, &str)] = &[
     ("POST", "/api/v1/auth/login", "AUTH", "/auth/login"),

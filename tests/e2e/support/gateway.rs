@@ -290,7 +290,33 @@ pub struct GatewayBuilder {
     args: Vec<String>,
 }
 
+/// The services that have routes, by the first part of their variable: `AUTH` is at AUTH_SERVICE_URL.
+pub const SERVICES: [&str; 15] = [
+    "AUTH",
+    "VENUE",
+    "EVENT",
+    "TICKET",
+    "PAYMENT",
+    "MARKETPLACE",
+    "ANALYTICS",
+    "NOTIFICATION",
+    "INTEGRATION",
+    "COMPLIANCE",
+    "QUEUE",
+    "SEARCH",
+    "FILE",
+    "MONITORING",
+    "MINTING",
+];
+
 impl GatewayBuilder {
+    /// Every service is at this one place.
+    pub fn all_services_at(self, url: &str) -> Self {
+        SERVICES.iter().fold(self, |gateway, service| {
+            gateway.env(&format!("{service}_SERVICE_URL"), url)
+        })
+    }
+
     fn new(yaml: Option<&str>) -> Self {
         let env = [
             ("HOST", "127.0.0.1"),

@@ -22,7 +22,7 @@ pub mod wait;
 pub mod prelude {
     pub use super::burst::burst;
     pub use super::client::{Broken, Client, Connection, Request, Response};
-    pub use super::gateway::{Exit, Gateway, GatewayBuilder, TempFile};
+    pub use super::gateway::{Exit, Gateway, GatewayBuilder, SERVICES, TempFile};
     pub use super::redis::Redis;
     pub use super::token::{self, KeyPair, Token};
     pub use super::upstream::{Recorded, Reply, Upstream, refused_addr};
