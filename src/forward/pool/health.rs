@@ -1,0 +1,198 @@
+//! Which instances answer: active checks, in a rhythm of our own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::connectors::http::Connector;
+use pingora::http::RequestHeader;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use pingora::upstreams::peer::HttpPeer;
+use pingora_load_balancing::Backend;
+use pingora_load_balancing::health_check::HealthCheck;
+use serde::Deserialize;
+
+use super::names::Instance;
+use super::{Pools, inet};
+use crate::config::{self, Problems};
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthConfig {
+    /// Off: every instance counts as healthy.
+    pub enabled: bool,
+    pub path: String,
+    /// Between two checks, give or take a tenth; while an instance is not healthy, a tenth of it.
+    pub interval: config::Duration,
+    /// For one check's connection, and for its answer.
+    pub timeout: config::Duration,
+    /// Checks in a row that make an instance healthy again.
+    pub healthy: usize,
+    /// Failed checks in a row that set an instance aside.
+    pub unhealthy: usize,
+}
+
+/// One `GET` that must be answered with a 2xx.
+pub struct Check {
+    service: Box<str>,
+    request: RequestHeader,
+    tls: bool,
+    host: String,
+    timeout: Duration,
+    healthy: usize,
+    unhealthy: usize,
+    /// Shared by all services: each one of its own would read the system's certificates again.
+    connector: Arc<Connector>,
+}
+
+/// The background task that keeps all pools' names and health up to date.
+pub struct HealthChecks(Arc<Pools>);
+
+impl Default for HealthConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            path: "/health".into(),
+            interval: config::Duration::secs(30),
+            timeout: config::Duration::secs(2),
+            healthy: 1,
+            unhealthy: 2,
+        }
+    }
+}
+
+pub fn check_health(place: &str, health: &HealthConfig, problems: &mut Problems) {
+    let HealthConfig {
+        enabled: _,
+        path,
+        interval,
+        timeout,
+        healthy,
+        unhealthy,
+    } = health;
+    if !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic()) {
+        problems.add(format!("{place}.path"), "must be a path");
+    }
+    if *interval < config::Duration::millis(100) {
+        problems.add(format!("{place}.interval"), "must be at least 100ms");
+    }
+    if timeout.0.is_zero() {
+        problems.add(format!("{place}.timeout"), "must be longer than nothing");
+    }
+    if *healthy == 0 || *unhealthy == 0 {
+        problems.add(place, "healthy and unhealthy must be at least 1");
+    }
+}
+
+// === impl Check ===
+
+impl Check {
+    pub fn new(
+        service: &str,
+        instances: &[Arc<Instance>],
+        health: &HealthConfig,
+        connector: Arc<Connector>,
+    ) -> Option<Self> {
+        let first = instances.first()?;
+        // The path and the authority were checked before.
+        let mut request = RequestHeader::build("GET", health.path.as_bytes(), None).ok()?;
+        request
+            .insert_header("Host", first.authority.clone())
+            .ok()?;
+        request
+            .insert_header(
+                "User-Agent",
+                concat!("api-gateway/", env!("CARGO_PKG_VERSION"), " (health)"),
+            )
+            .ok()?;
+        Some(Self {
+            service: service.into(),
+            request,
+            tls: first.tls,
+            host: first.host.clone(),
+            timeout: health.timeout.0,
+            healthy: health.healthy,
+            unhealthy: health.unhealthy,
+            connector,
+        })
+    }
+}
+
+#[async_trait]
+impl HealthCheck for Check {
+    async fn check(&self, target: &Backend) -> pingora::Result<()> {
+        let Some(address) = inet(&target.addr) else {
+            return Ok(());
+        };
+        let sni = if self.tls {
+            self.host.clone()
+        } else {
+            String::new()
+        };
+        let mut peer = HttpPeer::new(address, self.tls, sni);
+        peer.options.connection_timeout = Some(self.timeout);
+        peer.options.total_connection_timeout = Some(self.timeout);
+        let (mut session, _) = self.connector.get_http_session(&peer).await?;
+        session.set_read_timeout(Some(self.timeout));
+        session.set_write_timeout(Some(self.timeout));
+        session
+            .write_request_header(Box::new(self.request.clone()))
+            .await?;
+        session.finish_request_body().await?;
+        session.read_response_header().await?;
+        // The connection is not kept: each check shows that a new one can be made.
+        match session.response_header() {
+            Some(head) if head.status.is_success() => Ok(()),
+            _ => pingora::Error::e_explain(
+                pingora::ErrorType::Custom("unhealthy"),
+                "the check is not 2xx",
+            ),
+        }
+    }
+
+    async fn health_status_change(&self, target: &Backend, healthy: bool) {
+        let Self { service, .. } = self;
+        match healthy {
+            true => log::info!(
+                "service {service}: instance {} is healthy again",
+                target.addr
+            ),
+            false => log::warn!("service {service}: instance {} is not healthy", target.addr),
+        }
+    }
+
+    fn health_threshold(&self, success: bool) -> usize {
+        if success {
+            self.healthy
+        } else {
+            self.unhealthy
+        }
+    }
+}
+
+// === impl HealthChecks ===
+
+impl HealthChecks {
+    pub fn new(pools: Arc<Pools>) -> Self {
+        Self(pools)
+    }
+}
+
+#[async_trait]
+impl BackgroundService for HealthChecks {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        let loops = self.0.by_name.values().cloned().map(|pool| {
+            let mut shutdown = shutdown.clone();
+            async move {
+                loop {
+                    tokio::select! {
+                        () = tokio::time::sleep(pool.pause()) => pool.look().await,
+                        _ = shutdown.changed() => return,
+                    }
+                }
+            }
+        });
+        futures::future::join_all(loops).await;
+    }
+}
