@@ -120,12 +120,10 @@ impl RouteConfig {
                 );
             }
             for index in indices_of(method) {
-                if method != "*" || required[index.0].is_none() {
-                    required[index.0] = Some(parts.roles.require(permission));
-                }
+                // `*` comes first in a BTreeMap: what a method names itself comes later and wins.
+                required[index.0] = Some(parts.roles.require(permission));
             }
         }
-        // BTreeMap order puts `*` first: what a method names itself comes later and wins.
         if auth == AuthRule::Public && !permissions.is_empty() {
             problems.add(
                 format!("{place}.permissions"),
