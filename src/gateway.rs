@@ -29,7 +29,7 @@ use crate::observe::registry::{MethodMetrics, Metrics, RouteMetrics, UNMATCHED};
 use crate::ops::{Endpoint, Ops};
 use crate::reply::secure_headers::SecureHeaders;
 use crate::reply::{self, Refusal};
-use crate::route::{MethodIndex, Table};
+use crate::route::{MethodIndex, Table, target_of};
 
 /// The compiled configuration, and what the phases work with.
 pub struct Gateway {
@@ -100,7 +100,7 @@ impl ProxyHttp for Gateway {
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         match self.admit(session, ctx).await {
             Ok(Admitted::GoOn) => {
-                self.tell_to_continue(session).await?;
+                reply::tell_to_continue(session).await?;
                 return Ok(false);
             }
             Ok(Admitted::Answered(answer)) => {
@@ -150,10 +150,7 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         let (Some(route), Some(deadline)) = (ctx.route.clone(), ctx.deadline) else {
-            return Error::e_explain(
-                ErrorType::InternalError,
-                "a request without a route was let through",
-            );
+            return Err(let_through_without_a_route());
         };
         let now = std::time::Instant::now();
         let unavailable = |retry_after: Duration| Refusal::Unavailable {
@@ -202,10 +199,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
     ) -> Result<()> {
         let (Some(route), Some(picked)) = (&ctx.route, &ctx.picked) else {
-            return Error::e_explain(
-                ErrorType::InternalError,
-                "a request without a route was let through",
-            );
+            return Err(let_through_without_a_route());
         };
         let stamps = headers::Stamps {
             authority: picked.authority(),
@@ -244,7 +238,7 @@ impl ProxyHttp for Gateway {
             Outcome::Success
         });
         if failed && ctx.is_webhook() {
-            ctx.refusal = Some(Refusal::WebhookFailed);
+            // `fail_to_proxy` answers it.
             return Err(Error::explain(
                 ErrorType::HTTPStatus(response.status.as_u16()),
                 "the webhook's backend failed",
@@ -363,12 +357,9 @@ impl ProxyHttp for Gateway {
     /// The one way out for what cannot be answered otherwise.
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Ctx) -> FailToProxy {
         let service = ctx.route.as_ref().map_or("", |route| &*route.service.name);
-        let refusal = ctx.refusal.take().or_else(|| verdict::refusal(e, service));
-        let refusal = match refusal {
-            Some(_) if ctx.is_webhook() && *e.esource() == ErrorSource::Upstream => {
-                Some(Refusal::WebhookFailed)
-            }
-            refusal => refusal,
+        let refusal = match e.esource() {
+            ErrorSource::Upstream if ctx.is_webhook() => Some(Refusal::WebhookFailed),
+            _ => ctx.refusal.take().or_else(|| verdict::refusal(e, service)),
         };
         let mut error_code = 0;
         if let Some(refusal) = refusal.filter(|_| {
@@ -429,10 +420,7 @@ impl ProxyHttp for Gateway {
             request_id: ctx.request_id(),
             trace_id: ctx.trace.as_ref().map(|trace| trace.id()),
             method: request.method.as_str(),
-            target: request
-                .uri
-                .path_and_query()
-                .map_or("", |target| target.as_str()),
+            target: target_of(request),
             client: ctx.client_text.to_str().unwrap_or_default(),
             route: ctx
                 .route
@@ -466,31 +454,11 @@ impl ProxyHttp for Gateway {
 }
 
 impl Gateway {
-    /// Answers `Expect: 100-continue`, now that the request may go on. HTTP/1.0 has no such answer (RFC 9110, section
-    /// 10.1.1).
-    async fn tell_to_continue(&self, session: &mut Session) -> Result<()> {
-        let request = session.req_header();
-        if request.version != http::Version::HTTP_11
-            || !request.headers.contains_key(http::header::EXPECT)
-        {
-            return Ok(());
-        }
-        // Pingora takes the 100 for an answer before the body's end, and would close the connection for it.
-        let keepalive = session.get_keepalive();
-        session.write_continue_response().await?;
-        session.set_keepalive(keepalive);
-        Ok(())
-    }
-
     fn audit(&self, session: &Session, ctx: &Ctx, refusal: &Refusal) {
         let Some(event) = Event::of(refusal) else {
             return;
         };
         let request = session.req_header();
-        let target = request
-            .uri
-            .path_and_query()
-            .map_or("", |target| target.as_str());
         let user = ctx.caller.as_ref().map(|caller| &*caller.id);
         self.logger.audit(
             event,
@@ -498,9 +466,16 @@ impl Gateway {
             user,
             ctx.client,
             request.method.as_str(),
-            target,
+            target_of(request),
         );
     }
+}
+
+fn let_through_without_a_route() -> Box<Error> {
+    Error::explain(
+        ErrorType::InternalError,
+        "a request without a route was let through",
+    )
 }
 
 const X_VENUE_ID: HeaderName = HeaderName::from_static("x-venue-id");

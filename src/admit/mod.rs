@@ -22,7 +22,7 @@ use crate::gateway::Gateway;
 use crate::observe::trace::Trace;
 use crate::ops::Endpoint;
 use crate::reply::{Answer, Refusal};
-use crate::route::{Found, MethodIndex, Route, rebuild_target, split_target};
+use crate::route::{Found, MethodIndex, Route, rebuild_target, split_target, target_of};
 use auth::{AuthError, AuthRule, Caller, Identified, MissingPermission};
 use cors::Cors;
 
@@ -53,11 +53,7 @@ impl Gateway {
         self.limits
             .check_address(ctx.client)
             .inspect_err(|_| self.rate_limited("address"))?; // 429
-        let target = request
-            .uri
-            .path_and_query()
-            .map_or("", |target| target.as_str());
-        let (path, query) = split_target(target);
+        let (path, query) = split_target(target_of(request));
         let path = path::normalize(path)?; // 400
         if let Some(endpoint) = Endpoint::at(&path) {
             return self.answer_endpoint(endpoint, method, ctx);

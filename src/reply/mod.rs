@@ -5,7 +5,7 @@ pub mod secure_headers;
 mod send;
 
 pub use refusal::Refusal;
-pub use send::{Answer, answer, preflight, refuse};
+pub use send::{Answer, answer, preflight, refuse, tell_to_continue};
 
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::response::Parts as RespParts;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER, WWW_AUTHENTICATE,
 };
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
@@ -107,6 +107,20 @@ pub async fn preflight(
     .await
 }
 
+/// Answers `Expect: 100-continue`, now that the request may go on. HTTP/1.0 has no such answer (RFC 9110, section
+/// 10.1.1).
+pub async fn tell_to_continue(session: &mut Session) -> pingora::Result<()> {
+    let request = session.req_header();
+    if request.version != Version::HTTP_11 || !request.headers.contains_key(EXPECT) {
+        return Ok(());
+    }
+    // Pingora takes the 100 for an answer before the body's end, and would close the connection for it.
+    let keepalive = session.get_keepalive();
+    session.write_continue_response().await?;
+    session.set_keepalive(keepalive);
+    Ok(())
+}
+
 async fn write(
     session: &mut Session,
     ctx: &Ctx,
@@ -148,7 +162,7 @@ async fn drain_small_body(session: &mut Session) {
     let length = headers
         .get(CONTENT_LENGTH)
         .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    let waits = headers.contains_key(http::header::EXPECT);
+    let waits = headers.contains_key(EXPECT);
     if waits || length.is_some_and(|length| length > SMALL_BODY) || session.is_body_done() {
         return;
     }

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::{HeaderName, Method};
+use pingora::http::RequestHeader;
 
 use crate::admit::auth::AuthRule;
 use crate::admit::limits::{GLOBAL, Limits, MAX_RULES, Rule};
@@ -376,6 +377,14 @@ impl Target {
             pieces,
         })
     }
+}
+
+/// A request's target, path and query.
+pub fn target_of(request: &RequestHeader) -> &str {
+    request
+        .uri
+        .path_and_query()
+        .map_or("", |target| target.as_str())
 }
 
 /// The parts of a request's target, in their one spelling.

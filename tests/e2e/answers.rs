@@ -125,7 +125,7 @@ fn every_answer_has_the_security_headers_once_also_a_backends_with_its_own() {
 #[test]
 fn the_documented_security_headers_have_the_documented_values() {
     let echo = Upstream::start();
-    let gateway = platform_unchecked()
+    let gateway = Gateway::platform_unchecked()
         .env("PAYMENT_SERVICE_URL", echo.url())
         .start();
     let policy = "default-src 'self';style-src 'self' 'unsafe-inline';script-src 'self';img-src 'self' data: https:;\
@@ -566,15 +566,4 @@ routes:
         echo.url(),
         refused_addr()
     )
-}
-
-/// The platform's own configuration, but that no instance is set aside because it is slow to say that it is healthy.
-fn platform_unchecked() -> GatewayBuilder {
-    let platform = include_str!("../../conf/gateway.yaml");
-    let checked = "enabled: true\n  path: /health";
-    assert!(
-        platform.contains(checked),
-        "the health checks can be turned off"
-    );
-    Gateway::with(&platform.replace(checked, "enabled: false\n  path: /health"))
 }

@@ -274,7 +274,7 @@ fn a_backends_own_cors_headers_give_way() {
 #[test]
 fn development_allows_every_localhost_and_the_list_comes_from_the_environment() {
     let echo = Upstream::start();
-    let gateway = platform_unchecked()
+    let gateway = Gateway::platform_unchecked()
         .env("NODE_ENV", "development")
         .env(
             "ALLOWED_ORIGINS",
@@ -318,7 +318,7 @@ fn development_allows_every_localhost_and_the_list_comes_from_the_environment() 
 #[test]
 fn the_documented_origins_are_the_default() {
     let echo = Upstream::start();
-    let gateway = platform_unchecked()
+    let gateway = Gateway::platform_unchecked()
         .env("PAYMENT_SERVICE_URL", echo.url())
         .start();
     for (origin, status) in [
@@ -377,15 +377,4 @@ routes:
         echo.url(),
         refused_addr()
     )
-}
-
-/// The platform's own configuration, but that no instance is set aside because it is slow to say that it is healthy.
-fn platform_unchecked() -> GatewayBuilder {
-    let platform = include_str!("../../conf/gateway.yaml");
-    let checked = "enabled: true\n  path: /health";
-    assert!(
-        platform.contains(checked),
-        "the health checks can be turned off"
-    );
-    Gateway::with(&platform.replace(checked, "enabled: false\n  path: /health"))
 }

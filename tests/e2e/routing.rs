@@ -584,7 +584,7 @@ fn platform() -> (Vec<Upstream>, Gateway) {
         .iter()
         .map(|service| Upstream::start_with(tell(service)))
         .collect();
-    let mut gateway = platform_unchecked()
+    let mut gateway = Gateway::platform_unchecked()
         .env("RATE_LIMIT_ENABLED", "false")
         .env("LIMITS_FLOOD_MAX", 100_000);
     for (service, backend) in SERVICES.iter().zip(&backends) {
@@ -604,15 +604,4 @@ routes:
 {routes}",
         echo.url()
     )
-}
-
-/// The platform's own configuration, but that no instance is set aside because it is slow to say that it is healthy.
-fn platform_unchecked() -> GatewayBuilder {
-    let platform = include_str!("../../conf/gateway.yaml");
-    let checked = "enabled: true\n  path: /health";
-    assert!(
-        platform.contains(checked),
-        "the health checks can be turned off"
-    );
-    Gateway::with(&platform.replace(checked, "enabled: false\n  path: /health"))
 }

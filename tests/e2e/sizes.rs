@@ -96,7 +96,7 @@ fn an_endless_chunked_body_is_answered_while_the_client_still_sends() {
 #[test]
 fn the_platform_limits_bodies_to_ten_mebibytes() {
     let events = Upstream::start_with(tell);
-    let gateway = platform_unchecked()
+    let gateway = Gateway::platform_unchecked()
         .env("PAYMENT_SERVICE_URL", events.url())
         .start();
     let limit = 10 * 1024 * 1024;
@@ -169,7 +169,7 @@ fn a_head_has_its_limits_in_bytes_fields_and_target_and_what_just_fits_passes() 
 #[test]
 fn the_platform_allows_32_kib_100_fields_and_8_kib_of_target() {
     let echo = Upstream::start();
-    let gateway = platform_unchecked()
+    let gateway = Gateway::platform_unchecked()
         .env("PAYMENT_SERVICE_URL", echo.url())
         .start();
     let base = |target: &str| Request::get(target);
@@ -345,15 +345,4 @@ routes:
 ",
         echo.url()
     )
-}
-
-/// The platform's own configuration, but that no instance is set aside because it is slow to say that it is healthy.
-fn platform_unchecked() -> GatewayBuilder {
-    let platform = include_str!("../../conf/gateway.yaml");
-    let checked = "enabled: true\n  path: /health";
-    assert!(
-        platform.contains(checked),
-        "the health checks can be turned off"
-    );
-    Gateway::with(&platform.replace(checked, "enabled: false\n  path: /health"))
 }

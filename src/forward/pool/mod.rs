@@ -260,7 +260,7 @@ impl Pool {
         } else {
             (interval / 10).max(Duration::from_millis(100))
         };
-        base.mul_f64(0.9 + 0.2 * fastrand::f64())
+        jittered(base)
     }
 }
 
@@ -289,4 +289,28 @@ impl Picked {
 
 fn inet(address: &AnyAddr) -> Option<SocketAddr> {
     address.as_inet().copied()
+}
+
+/// Give or take a tenth.
+fn jittered(base: Duration) -> Duration {
+    base.mul_f64(0.9 + 0.2 * fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checks_keep_their_interval_but_not_each_others_step() {
+        let interval = HealthConfig::default().interval.0;
+        assert_eq!(interval, Duration::from_secs(30));
+        let pauses: Vec<Duration> = (0..100).map(|_| jittered(interval)).collect();
+        let tenth = interval / 10;
+        assert!(
+            pauses
+                .iter()
+                .all(|p| (interval - tenth..=interval + tenth).contains(p))
+        );
+        assert!(pauses.iter().any(|pause| *pause != pauses[0]));
+    }
 }

@@ -38,6 +38,17 @@ impl Gateway {
         GatewayBuilder::new(Some(yaml))
     }
 
+    /// The platform's own configuration, but that no instance is set aside because it is slow to say that it is healthy.
+    pub fn platform_unchecked() -> GatewayBuilder {
+        let platform = include_str!("../../../conf/gateway.yaml");
+        let checked = "enabled: true\n  path: /health";
+        assert!(
+            platform.contains(checked),
+            "the health checks can be turned off"
+        );
+        Self::with(&platform.replace(checked, "enabled: false\n  path: /health"))
+    }
+
     /// A gateway without a configuration file: with the configuration compiled into it.
     pub fn platform() -> GatewayBuilder {
         GatewayBuilder::new(None)
