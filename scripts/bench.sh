@@ -176,9 +176,15 @@ start_haproxy() {
 }
 
 start_gateway() { # [THREADS [WRAPPER ...]]; nothing of the caller's environment reaches it
+    # Every service is there, as on the platform: a missing one would be looked for all the time.
+    local name services=()
+    for name in AUTH VENUE EVENT TICKET PAYMENT MARKETPLACE ANALYTICS NOTIFICATION INTEGRATION COMPLIANCE QUEUE SEARCH \
+        FILE MONITORING BLOCKCHAIN ORDER MINTING TRANSFER SCANNING; do
+        services+=("${name}_SERVICE_URL=http://127.0.0.1:${PORT[origin]}")
+    done
     launch gateway env -i PATH="$PATH" NODE_ENV=production HOST=127.0.0.1 PORT="${PORT[gateway]}" \
         OPS_LISTEN="127.0.0.1:$ops_port" SERVER_THREADS="${1:-$cores}" JWT_SECRET="$secret" \
-        EVENT_SERVICE_URL="http://127.0.0.1:${PORT[origin]}" RATE_LIMIT_GLOBAL_MAX=$limit LIMITS_FLOOD_MAX=$limit \
+        "${services[@]}" RATE_LIMIT_GLOBAL_MAX=$limit LIMITS_FLOOD_MAX=$limit \
         LOG_LEVEL=info LOG_FORMAT=json "${@:2}" "$gateway_bin"
 }
 
