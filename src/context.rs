@@ -1,6 +1,6 @@
 //! What an earlier phase of a request tells a later one. Each field names the phase that writes it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,9 +9,8 @@ use http::HeaderValue;
 use crate::admit::auth::Caller;
 use crate::admit::cors::Origin;
 use crate::admit::limits::Standing;
-use crate::forward::breaker::{Outcome, Permit};
 use crate::forward::deadline::Deadline;
-use crate::forward::pool::Picked;
+use crate::forward::exchange::Exchange;
 use crate::observe::registry::InProgress;
 use crate::observe::trace::Trace;
 use crate::ops::Endpoint;
@@ -52,14 +51,8 @@ pub struct Ctx {
     pub deadline: Option<Deadline>,
     /// Bytes of the body that have arrived. (request_body_filter)
     pub body_seen: u64,
-    /// The instance of the attempt under way. (upstream_peer)
-    pub picked: Option<Picked>,
-    /// Instances that could not be reached. (fail_to_connect)
-    pub tried: Vec<SocketAddr>,
-    /// (upstream_peer)
-    pub attempts: u32,
-    /// The breaker waits to hear how the attempt ended. (upstream_peer)
-    pub permit: Option<Permit>,
+    /// The dealings with the service. (proxy_upstream_filter)
+    pub exchange: Option<Exchange>,
     /// What `fail_to_proxy` tells the client, where a phase knew better than the error does. (any)
     pub refusal: Option<Refusal>,
     /// The stable code of a refusal, for the log. (reply)
@@ -85,10 +78,7 @@ impl Ctx {
             in_progress: None,
             deadline: None,
             body_seen: 0,
-            picked: None,
-            tried: Vec::new(),
-            attempts: 0,
-            permit: None,
+            exchange: None,
             refusal: None,
             code: None,
         }
@@ -101,12 +91,5 @@ impl Ctx {
 
     pub fn is_webhook(&self) -> bool {
         self.route.as_ref().is_some_and(|route| route.webhook)
-    }
-
-    /// Tells the breaker how the attempt ended.
-    pub fn end_attempt(&mut self, outcome: Outcome) {
-        if let Some(permit) = self.permit.take() {
-            permit.end(outcome);
-        }
     }
 }

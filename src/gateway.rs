@@ -1,5 +1,6 @@
 //! The table of contents: which policy speaks in which phase of a request, and in what order.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderName, Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
+use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -20,9 +22,12 @@ use crate::admit::limits::Limits;
 use crate::admit::permissions::RoleId;
 use crate::admit::request_id::X_REQUEST_ID;
 use crate::context::Ctx;
-use crate::forward::breaker::Outcome;
-use crate::forward::deadline::Deadline;
-use crate::forward::{headers, verdict};
+use crate::forward::exchange::{Exchange, NotSent};
+use crate::forward::headers;
+use crate::forward::overload::Tenant;
+use crate::forward::pool::Affinity;
+use crate::forward::retry::Failure;
+use crate::forward::verdict::{self, Blame};
 use crate::observe::access_log::{Access, Logger};
 use crate::observe::audit::Event;
 use crate::observe::registry::{MethodMetrics, Metrics, RouteMetrics, UNMATCHED};
@@ -99,10 +104,7 @@ impl ProxyHttp for Gateway {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         match self.admit(session, ctx).await {
-            Ok(Admitted::GoOn) => {
-                reply::tell_to_continue(session).await?;
-                return Ok(false);
-            }
+            Ok(Admitted::GoOn) => return Ok(false),
             Ok(Admitted::Answered(answer)) => {
                 reply::answer(session, ctx, &self.secure_headers, answer).await?
             }
@@ -124,15 +126,8 @@ impl ProxyHttp for Gateway {
         end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        // Each piece starts the upstream's read time-out anew: a body that trickles in would never meet it.
-        if !end_of_stream && ctx.deadline.is_some_and(Deadline::is_over) {
-            *body = None;
-            ctx.refusal = Some(Refusal::RequestTimeout);
-            return Err(Error::explain(
-                ErrorType::ReadTimedout,
-                "the request was not complete in time",
-            )
-            .into_down());
+        if let (true, Some(exchange)) = (end_of_stream, &mut ctx.exchange) {
+            exchange.sent();
         }
         let (Some(chunk), Some(route)) = (&body, &ctx.route) else {
             return Ok(());
@@ -148,48 +143,59 @@ impl ProxyHttp for Gateway {
         Ok(())
     }
 
-    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        let (Some(route), Some(deadline)) = (ctx.route.clone(), ctx.deadline) else {
+    /// May it be sent? Asked here, where a refusal does not cost the client its connection.
+    async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        let (Some(route), Some(method), Some(deadline)) =
+            (ctx.route.clone(), ctx.method, ctx.deadline)
+        else {
             return Err(let_through_without_a_route());
         };
-        let now = std::time::Instant::now();
-        let unavailable = |retry_after: Duration| Refusal::Unavailable {
-            service: route.service.name.clone(),
-            retry_after_secs: retry_after.as_secs_f64().ceil() as u32,
-        };
-        let Some(left) = deadline.left(now) else {
-            ctx.refusal = Some(Refusal::GatewayTimeout);
-            return Err(Error::explain(
-                ErrorType::ReadTimedout,
-                "the request's time was over before an attempt",
-            )
-            .into_up());
-        };
-        let picked = match route.service.pick(&ctx.tried) {
-            Ok(picked) => picked,
-            Err(_) => {
-                ctx.refusal = Some(unavailable(Duration::from_secs(1)));
-                return Err(
-                    Error::explain(ErrorType::ConnectNoRoute, "no healthy instance").into_up(),
-                );
+        let tenant = ctx.caller.as_ref().map(|caller| caller.tenant.as_bytes());
+        let tenant = Tenant::named(tenant.unwrap_or_default());
+        let refusal = match Exchange::begin(session, route, method, tenant, deadline).await {
+            Ok(exchange) => {
+                ctx.exchange = Some(exchange);
+                reply::tell_to_continue(session).await?;
+                return Ok(true);
             }
+            Err(NotSent::ClientGone(error)) => return Err(error),
+            Err(NotSent::Refused(_)) if ctx.is_webhook() => Refusal::WebhookFailed,
+            Err(NotSent::Refused(refusal)) => refusal,
         };
-        match route.service.breaker.admit(now) {
-            Ok(permit) => ctx.permit = Some(permit),
-            Err(rejected) => {
-                ctx.refusal = Some(unavailable(rejected.retry_after));
-                return Err(Error::explain(
-                    ErrorType::ConnectRefused,
-                    "the circuit breaker is open",
-                )
-                .into_up());
-            }
-        }
-        ctx.attempts += 1;
+        reply::refuse(session, ctx, &self.secure_headers, &refusal).await?;
+        Ok(false)
+    }
+
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        let Some(exchange) = &mut ctx.exchange else {
+            return Err(let_through_without_a_route());
+        };
         ctx.body_seen = 0; // a body that is sent again is counted again
-        let peer = picked.peer(&route.timeouts, left);
-        ctx.picked = Some(picked);
-        Ok(peer)
+        exchange.pause(session).await?;
+        let affinity = Affinity {
+            headers: &session.req_header().headers,
+            user: ctx.caller.as_ref().map(|caller| &*caller.id),
+            client: ctx.client_text.as_bytes(),
+        };
+        exchange.attempt(&affinity).map_err(|refusal| {
+            ctx.refusal = Some(refusal);
+            Error::explain(ErrorType::ConnectNoRoute, "no attempt is possible").into_up()
+        })
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        session: &mut Session,
+        _: bool,
+        _: &HttpPeer,
+        socket: RawFd,
+        _: Option<&Digest>,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
+        if let Some(exchange) = &mut ctx.exchange {
+            exchange.connected(socket, session.as_mut().is_body_done());
+        }
+        Ok(())
     }
 
     async fn upstream_request_filter(
@@ -198,16 +204,20 @@ impl ProxyHttp for Gateway {
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        let (Some(route), Some(picked)) = (&ctx.route, &ctx.picked) else {
+        let (Some(route), Some(deadline)) = (&ctx.route, ctx.deadline) else {
+            return Err(let_through_without_a_route());
+        };
+        let Some(authority) = ctx.exchange.as_ref().and_then(Exchange::authority) else {
             return Err(let_through_without_a_route());
         };
         let stamps = headers::Stamps {
-            authority: picked.authority(),
+            authority,
             request_id: ctx.request_id.clone(),
             client: ctx.client_text.clone(),
             caller: ctx.caller.as_deref(),
             scheme: ctx.scheme,
             trace: ctx.trace.as_ref(),
+            deadline,
         };
         headers::rewrite(request, route, stamps);
         match &ctx.target {
@@ -218,7 +228,7 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_response_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
@@ -231,20 +241,20 @@ impl ProxyHttp for Gateway {
         if response.status.is_informational() {
             return Ok(());
         }
-        let failed = response.status.is_server_error();
-        ctx.end_attempt(if failed {
-            Outcome::Failure
-        } else {
-            Outcome::Success
-        });
-        if failed && ctx.is_webhook() {
-            // `fail_to_proxy` answers it.
-            return Err(Error::explain(
-                ErrorType::HTTPStatus(response.status.as_u16()),
-                "the webhook's backend failed",
-            )
-            .into_up());
+        let Some(exchange) = &mut ctx.exchange else {
+            return Err(let_through_without_a_route());
+        };
+        let again = exchange.answered(response.status, verdict::is_repeatable(session));
+        let patience = exchange.patience().min(self.client_patience);
+        if again || (response.status.is_server_error() && ctx.is_webhook()) {
+            // It is not passed on: another attempt follows, or `fail_to_proxy` answers the webhook.
+            let status = ErrorType::HTTPStatus(response.status.as_u16());
+            let mut error = Error::explain(status, "the backend failed").into_up();
+            error.set_retry(again);
+            return Err(error);
         }
+        // A client that does not take its answer does not keep the backend for longer than one that does.
+        session.set_write_timeout(Some(patience));
         Ok(())
     }
 
@@ -252,17 +262,18 @@ impl ProxyHttp for Gateway {
         &self,
         _: &mut Session,
         _: &mut Option<Bytes>,
-        end_of_stream: bool,
+        _: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
-        // Each read has a time-out of its own; a backend that trickles would never meet it.
-        if !end_of_stream && ctx.deadline.is_some_and(Deadline::is_over) {
-            return Err(Error::explain(
-                ErrorType::ReadTimedout,
-                "the answer was not complete in time",
-            )
-            .into_up());
+        let Some(exchange) = &ctx.exchange else {
+            return Ok(None);
+        };
+        // A body that ends with its connection would look whole.
+        if exchange.was_cut() {
+            let error = Error::explain(ErrorType::ReadTimedout, "the answer came too slowly");
+            return Err(error.into_up());
         }
+        exchange.flows();
         Ok(None)
     }
 
@@ -291,31 +302,18 @@ impl ProxyHttp for Gateway {
     fn fail_to_connect(
         &self,
         _: &mut Session,
-        peer: &HttpPeer,
+        _: &HttpPeer,
         ctx: &mut Ctx,
         mut e: Box<Error>,
     ) -> Box<Error> {
-        if let Some(address) = peer._address.as_inet() {
-            ctx.tried.push(*address);
-        }
-        let another = ctx
-            .route
-            .as_ref()
-            .is_some_and(|route| route.service.has_another(&ctx.tried));
-        e.set_retry(
-            another && ctx.attempts < MOST_ATTEMPTS && !ctx.deadline.is_some_and(Deadline::is_over),
-        );
-        // The breaker counts requests: only the last attempt says how this one ended.
-        ctx.end_attempt(if e.retry() {
-            Outcome::Unknown
-        } else {
-            verdict::outcome(&e)
-        });
+        let again = ctx
+            .exchange
+            .as_mut()
+            .is_some_and(|exchange| exchange.failed(Failure::Connect, true));
+        e.set_retry(again);
         e
     }
 
-    /// As Pingora has it (only what is idempotent, whole in the buffer, and met a stale connection, is sent again),
-    /// less requests whose time is over.
     fn error_while_proxy(
         &self,
         peer: &HttpPeer,
@@ -325,32 +323,29 @@ impl ProxyHttp for Gateway {
         client_reused: bool,
     ) -> Box<Error> {
         let mut e = e.more_context(format!("instance {}", peer._address));
-        // A backend cannot answer what it was not sent: the client is late, not the service.
-        let timed_out = matches!(
-            e.etype(),
-            ErrorType::ReadTimedout | ErrorType::WriteTimedout
-        );
-        if *e.esource() == ErrorSource::Upstream && timed_out && !session.as_mut().is_body_done() {
-            ctx.refusal = Some(Refusal::RequestTimeout);
-            ctx.end_attempt(Outcome::Unknown);
+        let Some(exchange) = &mut ctx.exchange else {
+            return e;
+        };
+        if *e.esource() == ErrorSource::Upstream && matches!(e.etype(), ErrorType::HTTPStatus(_)) {
+            exchange.disarm();
+            return e; // `upstream_response_filter` judged it
         }
-        let safe = session.req_header().method.is_idempotent()
-            && !session.as_ref().retry_buffer_truncated();
-        if safe
-            && ctx.refusal.is_none()
-            && ctx.attempts < MOST_ATTEMPTS
-            && !ctx.deadline.is_some_and(Deadline::is_over)
-        {
-            e.retry.decide_reuse(client_reused);
-        } else {
-            e.set_retry(false);
+        let blame = verdict::blame(&e, session, exchange.was_cut(), client_reused);
+        e.set_retry(false);
+        match blame {
+            Blame::Instance(failure) => {
+                let again = exchange.failed(failure, verdict::is_repeatable(session));
+                e.set_retry(again);
+                if failure == Failure::Timeout && !again {
+                    ctx.refusal = Some(Refusal::GatewayTimeout);
+                }
+            }
+            Blame::Client => exchange.abandon(),
+            Blame::SlowClient => {
+                exchange.abandon();
+                ctx.refusal = Some(Refusal::RequestTimeout);
+            }
         }
-        // A connection that the backend had closed while it was idle says nothing about its health.
-        ctx.end_attempt(if e.retry() {
-            Outcome::Unknown
-        } else {
-            verdict::outcome(&e)
-        });
         e
     }
 
@@ -412,7 +407,9 @@ impl ProxyHttp for Gateway {
         };
         metrics.end(status, elapsed, received, sent);
         ctx.in_progress = None;
-        ctx.permit = None;
+        if let Some(exchange) = &mut ctx.exchange {
+            exchange.finish();
+        }
         if ctx.endpoint.is_some_and(|endpoint| !endpoint.is_logged()) {
             return;
         }
@@ -429,8 +426,7 @@ impl ProxyHttp for Gateway {
                     &route.template
                 }),
             service: ctx.route.as_ref().map(|route| &*route.service.name),
-            upstream: ctx.picked.as_ref().map(|picked| &*picked.address_text),
-            attempts: ctx.attempts,
+            exchange: ctx.exchange.as_ref(),
             user: ctx.caller.as_ref().map(|caller| &*caller.id),
             tenant: ctx
                 .caller
@@ -482,6 +478,3 @@ const X_VENUE_ID: HeaderName = HeaderName::from_static("x-venue-id");
 
 /// The status that the log and the metrics show when the client did not wait for an answer, as nginx has it.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
-
-/// Attempts that one request may make, the first with them.
-const MOST_ATTEMPTS: u32 = 5;

@@ -22,7 +22,7 @@ use crate::admit::auth::Attempts;
 use crate::admit::permissions::Roles;
 use crate::config::{self, Duration as Time, File, Problems, ServiceName};
 use crate::connection::{Front, FrontParts, Times};
-use crate::forward::pool::{HealthChecks, Pools};
+use crate::forward::pool::{Defaults, HealthChecks, Pools};
 use crate::gateway::Gateway;
 use crate::observe::access_log::Logger;
 use crate::observe::registry::{Metrics, UNMATCHED};
@@ -121,7 +121,11 @@ pub fn compile(
         limits,
         timeouts,
         breaker,
+        retry,
+        balance,
+        outlier,
         health,
+        overload,
         services,
         aliases,
         routes,
@@ -173,14 +177,15 @@ pub fn compile(
     };
     let auth = auth.compile(stage, &roles, revoked, attempts, p);
     let timeouts = timeouts.compile(p);
-    let pools = Arc::new(Pools::compile(
-        services,
-        timeouts,
-        &breaker,
-        &health,
-        &metrics.circuit_breaker_state,
-        p,
-    ));
+    let defaults = Defaults {
+        breaker,
+        retry,
+        balance,
+        outlier,
+        health,
+        overload,
+    };
+    let pools = Arc::new(Pools::compile(services, timeouts, &defaults, &metrics, p));
     let parts = route::Parts {
         pools: &pools,
         roles: &roles,
@@ -269,7 +274,7 @@ pub fn run(source: &config::Source, compiled: Compiled, sink: Sink) -> Result<()
         grace_period_seconds: Some(shutdown_timeout.as_secs() + 2),
         graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: upstream_connections,
-        // Attempts are counted in `gateway.rs`; this is only a last stop.
+        // `forward::retry` decides; this is only a last stop.
         max_retries: 16,
         ..ServerConf::default()
     };

@@ -73,7 +73,7 @@ impl Gateway {
             owner_parameter,
         } = self.table.find(host, method, &path)?; // 404, 405
         ctx.in_progress = Some(route.metrics.method(Some(method)).begin());
-        ctx.deadline = Some(Deadline::after(ctx.start, route.timeouts.budget));
+        ctx.deadline = Some(Deadline::of(fields, ctx.start, route.timeouts.budget)?); // 400
         ctx.target = rebuild_target(path, target_path, query);
         ctx.method = Some(method);
         let route = ctx.route.insert(route).clone();

@@ -23,7 +23,9 @@ use crate::admit::permissions::RoleConfig;
 use crate::admit::size::SizeConfig;
 use crate::forward::breaker::BreakerConfig;
 use crate::forward::deadline::TimeoutsConfig;
-use crate::forward::pool::{HealthConfig, ServiceConfig};
+use crate::forward::overload::OverloadConfig;
+use crate::forward::pool::{BalanceConfig, HealthConfig, OutlierConfig, ServiceConfig};
+use crate::forward::retry::RetryConfig;
 use crate::observe::{LogConfig, TracingConfig};
 use crate::ops::OpsConfig;
 use crate::reply::secure_headers::SecureHeadersConfig;
@@ -50,7 +52,11 @@ pub struct File {
     pub limits: LimitsConfig,
     pub timeouts: TimeoutsConfig,
     pub breaker: BreakerConfig,
+    pub retry: RetryConfig,
+    pub balance: BalanceConfig,
+    pub outlier: OutlierConfig,
     pub health: HealthConfig,
+    pub overload: OverloadConfig,
     pub services: BTreeMap<String, ServiceConfig>,
     pub aliases: BTreeMap<String, String>,
     pub routes: Vec<RouteConfig>,

@@ -1,4 +1,5 @@
-//! A connection while a chunked body comes over it: the framing is checked on its way to Pingora.
+//! A connection while a request is served that needs care: the framing of a chunked body is checked on its way to
+//! Pingora, and a client that resets the connection does not take back what it has asked for.
 
 use std::io;
 use std::pin::Pin;
@@ -18,15 +19,25 @@ use crate::admit::chunks::ChunkReader;
 
 /// Reads fail with [`io::ErrorKind::InvalidData`] once the framing is broken.
 #[derive(Debug)]
-pub struct ChunkGuard {
+pub struct Guard {
     stream: Stream,
-    chunks: ChunkReader,
+    chunks: Option<ChunkReader>,
+    /// A reset counts as the end of what the client sends: within a body that is an error still, behind it the request
+    /// goes on, as it does for a client that only ended its side.
+    survives_reset: bool,
 }
 
-impl ChunkGuard {
+impl Guard {
     /// `chunks` has followed what was read of the body already.
-    pub fn wrap(stream: Stream, chunks: ChunkReader) -> Stream {
-        Box::new(Self { stream, chunks })
+    pub fn wrap(stream: Stream, chunks: Option<ChunkReader>, survives_reset: bool) -> Stream {
+        if chunks.is_none() && !survives_reset {
+            return stream;
+        }
+        Box::new(Self {
+            stream,
+            chunks,
+            survives_reset,
+        })
     }
 
     /// The connection itself, once the request is over.
@@ -41,20 +52,26 @@ impl ChunkGuard {
     }
 }
 
-impl AsyncRead for ChunkGuard {
+impl AsyncRead for Guard {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        let outcome = self.chunks.read(&buf.filled()[before..]);
+        match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
+            Err(e) if self.survives_reset && e.kind() == io::ErrorKind::ConnectionReset => {}
+            other => other?,
+        }
+        let outcome = match &mut self.chunks {
+            Some(chunks) => chunks.read(&buf.filled()[before..]),
+            None => Ok(()),
+        };
         Poll::Ready(outcome.map_err(|fault| io::Error::new(io::ErrorKind::InvalidData, fault.0)))
     }
 }
 
-impl AsyncWrite for ChunkGuard {
+impl AsyncWrite for Guard {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -87,22 +104,22 @@ impl AsyncWrite for ChunkGuard {
 // === what Pingora asks of a connection: the inner one knows ===
 
 #[async_trait]
-impl Shutdown for ChunkGuard {
+impl Shutdown for Guard {
     async fn shutdown(&mut self) {
         self.stream.shutdown().await;
     }
 }
 
 #[async_trait]
-impl Peek for ChunkGuard {}
+impl Peek for Guard {}
 
-impl UniqueID for ChunkGuard {
+impl UniqueID for Guard {
     fn id(&self) -> UniqueIDType {
         self.stream.id()
     }
 }
 
-impl Ssl for ChunkGuard {
+impl Ssl for Guard {
     fn get_ssl(&self) -> Option<&TlsRef> {
         self.stream.get_ssl()
     }
@@ -116,7 +133,7 @@ impl Ssl for ChunkGuard {
     }
 }
 
-impl GetTimingDigest for ChunkGuard {
+impl GetTimingDigest for Guard {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         self.stream.get_timing_digest()
     }
@@ -130,13 +147,13 @@ impl GetTimingDigest for ChunkGuard {
     }
 }
 
-impl GetProxyDigest for ChunkGuard {
+impl GetProxyDigest for Guard {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
         self.stream.get_proxy_digest()
     }
 }
 
-impl GetSocketDigest for ChunkGuard {
+impl GetSocketDigest for Guard {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         self.stream.get_socket_digest()
     }

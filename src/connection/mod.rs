@@ -2,9 +2,11 @@
 //! byte, before Pingora parses it. So a malformed request has our answer, our log line and our metrics, and nothing
 //! of it reaches a backend (docs/decisions/0003-own-head-reader.md).
 
+mod cut;
 mod guard;
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,7 +31,9 @@ use crate::observe::audit::Event;
 use crate::observe::registry::{RouteMetrics, UNMATCHED};
 use crate::reply::Refusal;
 use crate::reply::secure_headers::SecureHeaders;
-use guard::ChunkGuard;
+pub use cut::Cut;
+use cut::Watched;
+use guard::Guard;
 
 /// The application of the main listener.
 pub struct Front {
@@ -65,6 +69,9 @@ const USUAL_HEAD: usize = 2 << 10;
 /// does not reset the connection under the answer.
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 256 << 10;
+
+/// Where the connection's timer stands before it is set for the first time.
+const NOT_SOON: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// What came of waiting for a head.
 enum Arrived {
@@ -197,8 +204,7 @@ impl Front {
             client: &client.to_string(),
             route: UNMATCHED,
             service: None,
-            upstream: None,
-            attempts: 0,
+            exchange: None,
             user: None,
             tenant: None,
             venue: None,
@@ -220,13 +226,27 @@ impl Front {
 impl ServerApp for Front {
     async fn process_new(
         self: &Arc<Self>,
-        mut stream: Stream,
+        stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
+        let cut = Cut::new(Instant::now());
+        cut.clone().scope(self.serve(stream, shutdown, &cut)).await;
+        None
+    }
+
+    async fn cleanup(&self) {
+        self.proxy.http_cleanup().await;
+    }
+}
+
+impl Front {
+    /// Serves one request after the other, until one of both sides ends the connection.
+    async fn serve(&self, mut stream: Stream, shutdown: &ShutdownWatch, cut: &Cut) -> Option<()> {
         let _open = Open::new(&self.parts.connections);
         let mut shutdown = shutdown.clone();
         let mut settings = None;
         let mut wait = self.parts.times.header;
+        let mut timer = pin!(tokio::time::sleep(NOT_SOON));
         loop {
             let (head, chunks) = match self.read_head(&mut stream, wait, &mut shutdown).await {
                 Arrived::Head(head, chunks) => (head, chunks),
@@ -236,27 +256,22 @@ impl ServerApp for Front {
                     return None;
                 }
             };
-            if let Some(chunks) = chunks {
-                stream = ChunkGuard::wrap(stream, chunks);
-            }
+            stream = Guard::wrap(stream, chunks, !is_safe(&head));
             let mut session = ServerSession::new_http1(stream);
             if let Some(settings) = settings.take() {
                 pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session);
             }
             session.set_pipelined_prefix(head);
-            let (again, kept) = self
-                .proxy
-                .process_new_http(session, &shutdown)
-                .await?
-                .consume();
-            stream = ChunkGuard::unwrap(again);
+            let requests = Watched {
+                requests: self.proxy.process_new_http(session, &shutdown),
+                cut,
+                timer: timer.as_mut(),
+            };
+            let (again, kept) = requests.await?.consume();
+            stream = Guard::unwrap(again);
             settings = kept;
             wait = self.parts.times.idle;
         }
-    }
-
-    async fn cleanup(&self) {
-        self.proxy.http_cleanup().await;
     }
 }
 
@@ -277,6 +292,13 @@ impl Drop for Open<'_> {
 
 fn refused(refusal: Refusal, buf: BytesMut, since: Option<Instant>) -> Arrived {
     Arrived::Refused(refusal, buf, since.unwrap_or_else(Instant::now))
+}
+
+/// Whether the request only reads (RFC 9110, section 9.2.1): nobody needs its answer once its client is gone.
+fn is_safe(head: &[u8]) -> bool {
+    [&b"GET "[..], b"HEAD ", b"OPTIONS "]
+        .iter()
+        .any(|method| head.starts_with(method))
 }
 
 async fn shutting_down(shutdown: &mut ShutdownWatch) {

@@ -4,6 +4,7 @@
 //! Time-outs, connection errors and 5xx count as failures; a service's 4xx and a client that goes away do not.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -11,6 +12,7 @@ use prometheus::IntGauge;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::window::Window;
 use crate::config::{self, Problems};
 
 #[derive(Clone, Debug, Deserialize)]
@@ -24,26 +26,34 @@ pub struct BreakerConfig {
     pub reset: config::Duration,
     /// The time over which requests are counted.
     pub window: config::Duration,
+    /// Requests in flight while it is half-open.
+    pub probes: u32,
 }
 
 /// What a service's own YAML changes of the defaults.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BreakerOverrides {
     pub error_percent: Option<u32>,
     pub volume: Option<u32>,
     pub reset: Option<config::Duration>,
     pub window: Option<config::Duration>,
+    pub probes: Option<u32>,
 }
 
-/// One service's breaker.
+/// One service's breaker. While it is closed, requests meet nothing but atomics.
 pub struct Breaker {
     service: Box<str>,
     error_percent: u32,
     volume: u32,
     reset: Duration,
-    slice: Duration,
-    epoch: Instant,
+    probes: u32,
+    /// [`State`]; changed under the lock of `inner` only.
+    state: AtomicU8,
+    window: Window<2>,
+    /// How often it has opened: what was sent before says nothing about the time after.
+    generation: AtomicU32,
+    rejected: AtomicU64,
     inner: Mutex<Inner>,
     gauge: IntGauge,
 }
@@ -60,6 +70,8 @@ pub enum State {
 pub enum Outcome {
     Success,
     Failure,
+    /// A failure that the documentation names by itself.
+    Timeout,
     /// Says nothing about the service: the client went away, or nothing was sent.
     Unknown,
 }
@@ -73,27 +85,19 @@ pub struct Rejected {
 /// The right to send one request. Its end must be told with [`Permit::end`]; dropped untold it counts as unknown.
 pub struct Permit {
     breaker: Arc<Breaker>,
+    generation: u32,
     probe: bool,
     told: bool,
 }
 
-/// The window is counted in this many slices, of which the oldest is dropped as a new one begins.
-const SLICES: usize = 10;
-
 struct Inner {
-    state: State,
     opened: Instant,
-    probe_in_flight: bool,
-    slices: [Counts; SLICES],
-    slice: u64,
-    rejected: u64,
+    probes_in_flight: u32,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Counts {
-    successes: u32,
-    failures: u32,
-}
+/// The kinds that the window counts.
+const SUCCESS: usize = 0;
+const FAILURE: usize = 1;
 
 impl Default for BreakerConfig {
     fn default() -> Self {
@@ -103,6 +107,7 @@ impl Default for BreakerConfig {
             reset: config::Duration::secs(30),
             // As Opossum's `rollingCountTimeout` has it.
             window: config::Duration::secs(10),
+            probes: 1,
         }
     }
 }
@@ -114,40 +119,50 @@ impl BreakerConfig {
             volume,
             reset,
             window,
+            probes,
         } = overrides;
         Self {
             error_percent: error_percent.unwrap_or(self.error_percent),
             volume: volume.unwrap_or(self.volume),
             reset: reset.unwrap_or(self.reset),
             window: window.unwrap_or(self.window),
+            probes: probes.unwrap_or(self.probes),
         }
     }
 
-    pub fn compile(
-        self,
-        place: &str,
-        service: &str,
-        gauge: IntGauge,
-        problems: &mut Problems,
-    ) -> Breaker {
+    pub fn check(&self, place: &str, problems: &mut Problems) {
         let Self {
             error_percent,
             volume,
             reset,
             window,
+            probes,
         } = self;
-        if !(1..=100).contains(&error_percent) {
+        if !(1..=100).contains(error_percent) {
             problems.add(format!("{place}.error_percent"), "must be from 1 to 100");
         }
-        if volume == 0 {
+        if *volume == 0 {
             problems.add(format!("{place}.volume"), "must be at least 1");
         }
         if reset.0.is_zero() {
             problems.add(format!("{place}.reset"), "must be longer than nothing");
         }
-        if window < config::Duration::millis(100) {
+        if *window < config::Duration::millis(100) {
             problems.add(format!("{place}.window"), "must be at least 100ms");
         }
+        if *probes == 0 {
+            problems.add(format!("{place}.probes"), "must be at least 1");
+        }
+    }
+
+    pub fn build(self, service: &str, gauge: IntGauge) -> Breaker {
+        let Self {
+            error_percent,
+            volume,
+            reset,
+            window,
+            probes,
+        } = self;
         gauge.set(State::Closed as i64);
         let now = Instant::now();
         Breaker {
@@ -155,15 +170,14 @@ impl BreakerConfig {
             error_percent,
             volume,
             reset: reset.0,
-            slice: (window.0 / SLICES as u32).max(Duration::from_millis(1)),
-            epoch: now,
+            probes,
+            state: AtomicU8::new(State::Closed as u8),
+            window: Window::new(window.0, now),
+            generation: AtomicU32::new(0),
+            rejected: AtomicU64::new(0),
             inner: Mutex::new(Inner {
-                state: State::Closed,
                 opened: now,
-                probe_in_flight: false,
-                slices: Default::default(),
-                slice: 0,
-                rejected: 0,
+                probes_in_flight: 0,
             }),
             gauge,
         }
@@ -173,175 +187,171 @@ impl BreakerConfig {
 // === impl Breaker ===
 
 impl Breaker {
-    /// Asks to send a request.
+    /// Asks to send a request. `may_probe`: it is at hand as a whole, so that it does not keep the place of a probe.
     ///
     /// # Errors
-    /// While it is open, and while its one probe is under way.
-    pub fn admit(self: &Arc<Self>, now: Instant) -> Result<Permit, Rejected> {
-        let mut inner = self.inner.lock();
-        let probe = match inner.state {
-            State::Closed => false,
-            State::Open => {
-                let open_for = now.saturating_duration_since(inner.opened);
-                if open_for < self.reset {
-                    inner.rejected += 1;
-                    return Err(Rejected {
-                        retry_after: self.reset - open_for,
-                    });
-                }
-                self.change(&mut inner, State::HalfOpen, now);
-                inner.probe_in_flight = true;
-                true
-            }
-            State::HalfOpen if inner.probe_in_flight => {
-                inner.rejected += 1;
-                return Err(Rejected {
-                    retry_after: Duration::from_secs(1),
-                });
-            }
-            State::HalfOpen => {
-                inner.probe_in_flight = true;
-                true
-            }
-        };
+    /// While it is open, and while its probes are under way.
+    pub fn admit(self: &Arc<Self>, now: Instant, may_probe: bool) -> Result<Permit, Rejected> {
+        let probe = self.load() != State::Closed && self.probe(now, may_probe)?;
         Ok(Permit {
             breaker: self.clone(),
+            generation: self.generation.load(Relaxed),
             probe,
             told: false,
         })
     }
 
+    /// Whether it stands in nobody's way.
+    pub fn is_closed(&self) -> bool {
+        self.load() == State::Closed
+    }
+
+    /// Whether the request is a probe, or needs none any more.
+    fn probe(&self, now: Instant, may_probe: bool) -> Result<bool, Rejected> {
+        let mut inner = self.inner.lock();
+        self.half_open_if_due(&inner, now);
+        let retry_after = match self.load() {
+            State::Closed => return Ok(false),
+            State::HalfOpen if may_probe && inner.probes_in_flight < self.probes => {
+                inner.probes_in_flight += 1;
+                return Ok(true);
+            }
+            State::HalfOpen => Duration::from_secs(1),
+            State::Open => self
+                .reset
+                .saturating_sub(now.saturating_duration_since(inner.opened)),
+        };
+        drop(inner);
+        self.rejected.fetch_add(1, Relaxed);
+        log::debug!("circuit breaker reject: {}", self.service);
+        Err(Rejected { retry_after })
+    }
+
     /// An open one whose time is over is half-open, also when no request comes: a gateway that is out of rotation for its
     /// breakers would get none.
     pub fn state(&self) -> State {
-        let mut inner = self.inner.lock();
-        self.half_open_if_due(&mut inner, Instant::now());
-        inner.state
+        self.half_open_if_due(&self.inner.lock(), Instant::now());
+        self.load()
     }
 
-    fn half_open_if_due(&self, inner: &mut Inner, now: Instant) {
+    fn half_open_if_due(&self, inner: &Inner, now: Instant) {
         let open_for = now.saturating_duration_since(inner.opened);
-        if inner.state == State::Open && open_for >= self.reset {
-            self.change(inner, State::HalfOpen, now);
+        if self.load() == State::Open && open_for >= self.reset {
+            self.change(State::HalfOpen, now);
         }
     }
 
     /// The documented entry of /health.
     pub fn describe(&self) -> serde_json::Value {
-        let mut inner = self.inner.lock();
-        let now = Instant::now();
-        self.half_open_if_due(&mut inner, now);
-        self.turn(&mut inner, now);
-        let Counts {
-            successes,
-            failures,
-        } = inner.sum();
+        let state = self.state();
+        let [successes, failures] = self.window.sums(Instant::now());
         json!({
-            "state": match inner.state {
+            "state": match state {
                 State::Closed => "CLOSED",
                 State::Open => "OPEN",
                 State::HalfOpen => "HALF_OPEN",
             },
-            "stats": { "successes": successes, "failures": failures, "rejects": inner.rejected },
+            "stats": { "successes": successes, "failures": failures, "rejects": self.rejected.load(Relaxed) },
         })
     }
 
-    fn end(&self, probe: bool, outcome: Outcome) {
+    fn end(&self, generation: u32, probe: bool, outcome: Outcome) {
         let now = Instant::now();
-        let mut inner = self.inner.lock();
-        if probe {
-            inner.probe_in_flight = false;
-            match outcome {
-                Outcome::Success => {
-                    inner.slices = Default::default();
-                    self.change(&mut inner, State::Closed, now);
-                }
-                Outcome::Failure => self.change(&mut inner, State::Open, now),
-                Outcome::Unknown => {}
-            }
-            return;
-        }
-        if inner.state != State::Closed {
-            return; // sent before it opened: it was counted out already
-        }
-        self.turn(&mut inner, now);
-        let slice = inner.slice as usize % SLICES;
         match outcome {
-            Outcome::Success => inner.slices[slice].successes += 1,
-            Outcome::Failure => inner.slices[slice].failures += 1,
+            Outcome::Failure => log::debug!("circuit breaker failure: {}", self.service),
+            Outcome::Timeout => log::debug!("circuit breaker timeout: {}", self.service),
+            Outcome::Success | Outcome::Unknown => {}
+        }
+        if probe {
+            self.end_probe(outcome, now);
+        } else if self.load() == State::Closed && generation == self.generation.load(Relaxed) {
+            self.count(outcome, now);
+        }
+    }
+
+    fn end_probe(&self, outcome: Outcome, now: Instant) {
+        let mut inner = self.inner.lock();
+        inner.probes_in_flight = inner.probes_in_flight.saturating_sub(1);
+        // Another probe may have decided already.
+        match outcome {
+            _ if self.load() != State::HalfOpen => {}
+            Outcome::Success => {
+                self.window.clear();
+                self.change(State::Closed, now);
+            }
+            Outcome::Failure | Outcome::Timeout => {
+                inner.opened = now;
+                self.change(State::Open, now);
+            }
+            Outcome::Unknown => {}
+        }
+    }
+
+    fn count(&self, outcome: Outcome, now: Instant) {
+        match outcome {
             Outcome::Unknown => return,
+            Outcome::Success => return self.window.add(SUCCESS, 1, now),
+            Outcome::Failure | Outcome::Timeout => self.window.add(FAILURE, 1, now),
         }
-        let Counts {
-            successes,
-            failures,
-        } = inner.sum();
-        let requests = u64::from(successes) + u64::from(failures);
-        let too_many = u64::from(failures) * 100 >= requests * u64::from(self.error_percent);
-        if outcome == Outcome::Failure && requests >= u64::from(self.volume) && too_many {
-            self.change(&mut inner, State::Open, now);
+        let [successes, failures] = self.window.sums(now);
+        let requests = successes + failures;
+        let too_many = failures * 100 >= requests * u64::from(self.error_percent);
+        if requests >= u64::from(self.volume) && too_many {
+            let mut inner = self.inner.lock();
+            if self.load() == State::Closed {
+                inner.opened = now;
+                self.change(State::Open, now);
+            }
         }
     }
 
-    /// Clears the slices that lie more than a window back.
-    fn turn(&self, inner: &mut Inner, now: Instant) {
-        let current =
-            (now.saturating_duration_since(self.epoch).as_nanos() / self.slice.as_nanos()) as u64;
-        let passed = current.saturating_sub(inner.slice).min(SLICES as u64);
-        for i in 1..=passed {
-            inner.slices[(inner.slice + i) as usize % SLICES] = Counts::default();
+    fn load(&self) -> State {
+        match self.state.load(Relaxed) {
+            0 => State::Closed,
+            1 => State::Open,
+            _ => State::HalfOpen,
         }
-        if passed == SLICES as u64 {
-            inner.slices = Default::default();
-        }
-        inner.slice = inner.slice.max(current);
     }
 
-    fn change(&self, inner: &mut Inner, state: State, now: Instant) {
-        inner.state = state;
-        if state == State::Open {
-            inner.opened = now;
-        }
+    /// Called with `inner` locked.
+    fn change(&self, state: State, now: Instant) {
+        self.state.store(state as u8, Relaxed);
         self.gauge.set(state as i64);
-        let Counts {
-            successes,
-            failures,
-        } = inner.sum();
         let service = &self.service;
         match state {
-            State::Open => log::warn!(
-                "circuit breaker open: {service}: {failures} of {} requests failed",
-                successes + failures
-            ),
+            State::Open => {
+                self.generation.fetch_add(1, Relaxed);
+                let [successes, failures] = self.window.sums(now);
+                log::warn!(
+                    "circuit breaker open: {service}: {failures} of {} requests failed",
+                    successes + failures
+                );
+            }
             State::HalfOpen => log::info!("circuit breaker halfOpen: {service}: testing recovery"),
             State::Closed => log::info!("circuit breaker close: {service}: recovered"),
         }
     }
 }
 
-impl Inner {
-    fn sum(&self) -> Counts {
-        self.slices
-            .iter()
-            .fold(Counts::default(), |sum, slice| Counts {
-                successes: sum.successes.saturating_add(slice.successes),
-                failures: sum.failures.saturating_add(slice.failures),
-            })
-    }
-}
-
 // === impl Permit ===
 
 impl Permit {
+    /// Let through to see whether the service is back.
+    pub fn is_probe(&self) -> bool {
+        self.probe
+    }
+
     pub fn end(mut self, outcome: Outcome) {
         self.told = true;
-        self.breaker.end(self.probe, outcome);
+        self.breaker.end(self.generation, self.probe, outcome);
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         if !self.told {
-            self.breaker.end(self.probe, Outcome::Unknown);
+            self.breaker
+                .end(self.generation, self.probe, Outcome::Unknown);
         }
     }
 }
@@ -357,12 +367,12 @@ mod tests {
             ..Default::default()
         };
         let gauge = IntGauge::new("state", "state").unwrap();
-        Arc::new(config.compile("breaker", "s", gauge, &mut Problems::default()))
+        Arc::new(config.build("s", gauge))
     }
 
     fn send(breaker: &Arc<Breaker>, outcome: Outcome) {
         breaker
-            .admit(Instant::now())
+            .admit(Instant::now(), true)
             .unwrap_or_else(|_| panic!("it is open"))
             .end(outcome);
     }
@@ -379,7 +389,7 @@ mod tests {
         send(&breaker, Outcome::Failure);
         assert_eq!(breaker.state(), State::Open);
         assert_eq!(breaker.gauge.get(), 1);
-        let rejected = breaker.admit(Instant::now()).err().unwrap();
+        let rejected = breaker.admit(Instant::now(), true).err().unwrap();
         assert!(
             rejected.retry_after <= Duration::from_secs(60)
                 && rejected.retry_after > Duration::from_secs(59)
@@ -391,17 +401,24 @@ mod tests {
         let breaker = breaker(1, 50);
         send(&breaker, Outcome::Failure);
         let later = Instant::now() + Duration::from_millis(60);
-        let probe = breaker.admit(later).ok().unwrap();
+        let probe = breaker.admit(later, true).ok().unwrap();
         assert_eq!(breaker.state(), State::HalfOpen);
-        assert!(breaker.admit(later).is_err(), "the probe is under way");
+        assert!(
+            breaker.admit(later, true).is_err(),
+            "the probe is under way"
+        );
         probe.end(Outcome::Failure);
         assert_eq!(breaker.state(), State::Open);
         let probe = breaker
-            .admit(later + Duration::from_millis(60))
+            .admit(later + Duration::from_millis(60), true)
             .ok()
             .unwrap();
         drop(probe); // the client went away: the next request probes
-        breaker.admit(later).ok().unwrap().end(Outcome::Success);
+        breaker
+            .admit(later, true)
+            .ok()
+            .unwrap()
+            .end(Outcome::Success);
         assert_eq!(breaker.state(), State::Closed);
         assert_eq!(breaker.gauge.get(), 0);
     }

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
 use crate::config::{self, Problems};
+use crate::observe::logging::unix_millis;
 
 /// Times by name, for services and routes to refer to; `default`, `connect` and `attempt_cap` are the gateway's own.
 #[derive(Debug, Deserialize)]
@@ -31,7 +33,7 @@ pub struct Timeouts {
     /// For the whole answer.
     pub budget: Duration,
     pub connect: Duration,
-    /// For the head of one attempt's answer, and between two pieces of its body.
+    /// For the head of one attempt's answer.
     pub attempt: Duration,
 }
 
@@ -46,6 +48,13 @@ pub struct NamedTimeouts {
 /// When a request must be answered.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(Instant);
+
+/// The documented header, from clients and to backends: milliseconds since the Unix epoch.
+pub const X_REQUEST_DEADLINE: HeaderName = HeaderName::from_static("x-request-deadline");
+
+/// The client's own deadline is not a time.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotATime;
 
 impl Default for TimeoutsConfig {
     fn default() -> Self {
@@ -139,8 +148,37 @@ impl NamedTimeouts {
 // === impl Deadline ===
 
 impl Deadline {
-    pub fn after(start: Instant, budget: Duration) -> Self {
-        Self(start + budget)
+    /// The route's budget from `start` on, or the client's own deadline where that is earlier.
+    ///
+    /// # Errors
+    /// When the client's deadline cannot be read: it would wait for an answer of which we do not know when it is too late.
+    pub fn of(fields: &HeaderMap, start: Instant, budget: Duration) -> Result<Self, NotATime> {
+        let by_route = start + budget;
+        let mut values = fields.get_all(X_REQUEST_DEADLINE).iter();
+        let value = match (values.next(), values.next()) {
+            (None, _) => return Ok(Self(by_route)),
+            (Some(value), None) => value,
+            (Some(_), Some(_)) => return Err(NotATime),
+        };
+        let digits = value.as_bytes();
+        if digits.is_empty() || digits.len() > 16 || !digits.iter().all(u8::is_ascii_digit) {
+            return Err(NotATime);
+        }
+        let at = digits
+            .iter()
+            .fold(0, |at: u64, digit| at * 10 + u64::from(digit - b'0'));
+        let left = Duration::from_millis(at.saturating_sub(unix_millis()));
+        Ok(Self(by_route.min(Instant::now() + left.min(budget))))
+    }
+
+    pub fn at(self) -> Instant {
+        self.0
+    }
+
+    /// For the backend: when its answer is no use any more.
+    pub fn header(self) -> HeaderValue {
+        let left = self.0.saturating_duration_since(Instant::now());
+        HeaderValue::from(unix_millis() + left.as_millis() as u64)
     }
 
     /// What is left, or `None` when it is over.
@@ -148,9 +186,5 @@ impl Deadline {
         self.0
             .checked_duration_since(now)
             .filter(|left| !left.is_zero())
-    }
-
-    pub fn is_over(self) -> bool {
-        Instant::now() >= self.0
     }
 }

@@ -10,6 +10,7 @@ use pingora::http::RequestHeader;
 
 use crate::admit::auth::Caller;
 use crate::admit::request_id::X_REQUEST_ID;
+use crate::forward::deadline::{Deadline, X_REQUEST_DEADLINE};
 use crate::observe::trace::Trace;
 use crate::route::Route;
 
@@ -23,6 +24,7 @@ pub struct Stamps<'a> {
     /// `http` or `https`, as the client spoke to us.
     pub scheme: &'static str,
     pub trace: Option<&'a Trace>,
+    pub deadline: Deadline,
 }
 
 const X_GATEWAY_FORWARDED: HeaderName = HeaderName::from_static("x-gateway-forwarded");
@@ -34,7 +36,7 @@ const X_TENANT_SOURCE: HeaderName = HeaderName::from_static("x-tenant-source");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Most that [`rewrite`] adds.
-const STAMPS: usize = 9;
+const STAMPS: usize = 10;
 
 /// Takes out what may not pass and puts in what only we may say.
 ///
@@ -65,6 +67,7 @@ fn stamp(fields: &mut HeaderMap, stamps: Stamps<'_>) {
         caller,
         scheme,
         trace,
+        deadline,
     } = stamps;
     fields.insert(HOST, authority);
     fields.insert(X_REQUEST_ID, request_id);
@@ -72,6 +75,7 @@ fn stamp(fields: &mut HeaderMap, stamps: Stamps<'_>) {
     fields.insert(X_ORIGINAL_IP, client.clone());
     fields.insert(X_FORWARDED_FOR, client);
     fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    fields.insert(X_REQUEST_DEADLINE, deadline.header());
     if let Some(caller) = caller {
         fields.insert(X_TENANT_ID, caller.tenant.clone());
         fields.insert(X_TENANT_SOURCE, caller.source.header());

@@ -2,6 +2,10 @@
 
 pub mod breaker;
 pub mod deadline;
+pub mod exchange;
 pub mod headers;
+pub mod overload;
 pub mod pool;
+pub mod retry;
 pub mod verdict;
+mod window;

@@ -1,8 +1,12 @@
-//! What an attempt that failed means: for the client (502, 503 or 504, decision 24), and for the breaker.
+//! What an attempt that failed means: for the client (502, 503 or 504, decision 24), and for the instance.
 
-use pingora::{Error, ErrorSource, ErrorType};
+use std::time::Duration;
 
-use super::breaker::Outcome;
+use http::HeaderName;
+use pingora::{Error, ErrorSource, ErrorType, RetryType};
+use pingora_proxy::Session;
+
+use super::retry::Failure;
 use crate::reply::Refusal;
 
 /// What the client is told when the last attempt ended in `error`; `None` when there is nobody left to tell.
@@ -59,10 +63,46 @@ fn breaks_framing(error: &Error) -> bool {
     cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::InvalidData)
 }
 
-/// What the breaker learns from an attempt that ended in `error`.
-pub fn outcome(error: &Error) -> Outcome {
-    match error.esource() {
-        ErrorSource::Upstream => Outcome::Failure,
-        ErrorSource::Downstream | ErrorSource::Internal | ErrorSource::Unset => Outcome::Unknown,
+/// Who ended an attempt that was under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    Instance(Failure),
+    /// It went away, or sent what is no request.
+    Client,
+    /// It did not send its request in time.
+    SlowClient,
+}
+
+/// `was_cut`: by us, when the time was over. `reused`: the connection had served another request before.
+pub fn blame(error: &Error, session: &mut Session, was_cut: bool, reused: bool) -> Blame {
+    if was_cut {
+        // A backend cannot answer what it was not sent, unless it was the one that did not take it.
+        let stuck = session.upstream_write_pending_time() > STUCK;
+        return match session.as_mut().is_body_done() || stuck {
+            true => Blame::Instance(Failure::Timeout),
+            false => Blame::SlowClient,
+        };
+    }
+    match (error.esource(), &error.retry) {
+        (ErrorSource::Upstream, RetryType::ReusedOnly) if reused => Blame::Instance(Failure::Stale),
+        (ErrorSource::Upstream, _) => Blame::Instance(Failure::Reset),
+        (ErrorSource::Downstream | ErrorSource::Internal | ErrorSource::Unset, _) => Blame::Client,
     }
 }
+
+/// A backend that keeps us waiting for so long before it takes more of a body is not waiting for its client.
+const STUCK: Duration = Duration::from_millis(100);
+
+/// Whether the request may be sent again: it does the same twice as once, or says how to tell; its body is still at
+/// hand; and nothing of an answer has gone to the client.
+pub fn is_repeatable(session: &Session) -> bool {
+    let request = session.req_header();
+    let unanswered = session
+        .response_written()
+        .is_none_or(|head| head.status.is_informational());
+    (request.method.is_idempotent() || request.headers.contains_key(IDEMPOTENCY_KEY))
+        && unanswered
+        && !session.as_ref().retry_buffer_truncated()
+}
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");

@@ -1,14 +1,17 @@
 //! One line for every request, with the documented fields; one more when it was slow.
 
 use std::cell::RefCell;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
 
 use super::sink::Sink;
 use super::{Format, Level, LogSettings, logging, redact};
+use crate::forward::exchange::Exchange;
+use crate::forward::retry::Failure;
 
 /// Writes structured lines.
 pub struct Logger {
@@ -29,8 +32,7 @@ pub struct Access<'a> {
     pub client: &'a str,
     pub route: &'a str,
     pub service: Option<&'a str>,
-    pub upstream: Option<&'a str>,
-    pub attempts: u32,
+    pub exchange: Option<&'a Exchange>,
     pub user: Option<&'a str>,
     pub tenant: Option<&'a str>,
     pub venue: Option<&'a str>,
@@ -43,6 +45,9 @@ pub struct Access<'a> {
     /// Logged at debug, with secrets replaced.
     pub headers: Option<&'a HeaderMap>,
 }
+
+/// `10.0.0.1:3001 connect, 10.0.0.2:3001 503`: the attempts before the last one.
+struct Ended<'a>(&'a [(Arc<str>, Failure)]);
 
 /// A line in the making.
 pub struct Line<'a> {
@@ -159,9 +164,12 @@ impl Access<'_> {
         line.text("ip", self.client);
         line.text("route", self.route);
         line.optional("upstreamService", self.service);
-        if let Some(upstream) = &self.upstream {
-            line.text("upstream", upstream);
-            line.number("attempts", u64::from(self.attempts));
+        if let Some((exchange, instance)) = self.exchange.and_then(|e| Some((e, e.instance()?))) {
+            line.text("upstream", instance);
+            line.number("attempts", u64::from(exchange.attempts()));
+            if !exchange.ended().is_empty() {
+                line.display("retries", &Ended(exchange.ended()));
+            }
         }
         line.number("statusCode", u64::from(self.status));
         line.optional("code", self.code);
@@ -173,6 +181,16 @@ impl Access<'_> {
             line.headers("headers", headers);
         }
         line.message(self.method, self.target, self.status);
+    }
+}
+
+impl Display for Ended<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (instance, failure)) in self.0.iter().enumerate() {
+            let comma = if i > 0 { ", " } else { "" };
+            write!(f, "{comma}{instance} {failure}")?;
+        }
+        Ok(())
     }
 }
 

@@ -17,6 +17,10 @@ pub fn init(settings: &LogSettings, sink: Sink) {
         .filter_level(level.min(LevelFilter::Warn))
         // Pingora tells at info what a proxy of proxies would want to know; its warnings and errors are ours as well.
         .filter_module("api_gateway", level)
+        // One line for each upload that a backend breaks off, or that we cut: the access line has it.
+        .filter_module("pingora_proxy", level.min(LevelFilter::Error))
+        // Our own line tells an instance's health, with its service.
+        .filter_module("pingora_load_balancing", level.min(LevelFilter::Error))
         .format(move |out, record| {
             let mut line = Vec::with_capacity(256);
             write_record(&mut line, format, &service, record);

@@ -11,6 +11,8 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::forward::pool::Census;
+use crate::forward::retry::Failure;
 use crate::route::{METHODS, MethodIndex};
 
 /// Seconds, as documented.
@@ -28,17 +30,69 @@ pub struct Metrics {
     pub http: Arc<HttpMetrics>,
     /// Authentication attempts by outcome: success or failure.
     pub authentication_attempts: IntCounterVec,
-    /// State of each service's circuit breaker: 0 closed, 1 open, 2 half-open.
-    pub circuit_breaker_state: IntGaugeVec,
     /// Requests refused with 429, by what they exceeded.
     pub rate_limit_hits: IntCounterVec,
     pub connections: IntGauge,
     log_lines_dropped: IntGauge,
     redis_up: IntGauge,
-    healthy_instances: IntGaugeVec,
-    instances: IntGaugeVec,
+    services: ServiceMetricsVec,
     build_info: Gauge,
 }
+
+/// What is counted for each service.
+struct ServiceMetricsVec {
+    breaker: IntGaugeVec,
+    attempts: IntCounterVec,
+    retries: IntCounterVec,
+    retries_denied: IntCounterVec,
+    instances: IntGaugeVec,
+    healthy_instances: IntGaugeVec,
+    ejected_instances: IntGaugeVec,
+    ejections: IntCounterVec,
+    panic: IntGaugeVec,
+    concurrency_limit: IntGaugeVec,
+    concurrency: IntGaugeVec,
+    shed: IntCounterVec,
+}
+
+/// One service's metrics, with labels resolved.
+pub struct ServiceMetrics {
+    /// 0 closed, 1 open, 2 half-open.
+    pub breaker: IntGauge,
+    attempts: [IntCounter; OUTCOMES.len()],
+    retries: [IntCounter; CAUSES.len()],
+    pub retries_denied: IntCounter,
+    instances: IntGauge,
+    healthy_instances: IntGauge,
+    ejected_instances: IntGauge,
+    pub ejections: IntCounter,
+    panic: IntGauge,
+    pub concurrency_limit: IntGauge,
+    pub concurrency: IntGauge,
+    /// By priority.
+    pub shed: [IntCounter; PRIORITIES.len()],
+}
+
+/// How an attempt at an instance ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttemptOutcome {
+    Connect = 0,
+    Reset = 1,
+    Timeout = 2,
+    Status = 3,
+    Success = 4,
+    /// The client gave up, or was the cause.
+    Aborted = 5,
+}
+
+const OUTCOMES: [&str; 6] = [
+    "connect", "reset", "timeout", "status", "success", "aborted",
+];
+
+/// The outcomes that a retry can have as its cause: the first of [`OUTCOMES`].
+const CAUSES: [&str; 4] = ["connect", "reset", "timeout", "status"];
+
+const PRIORITIES: [&str; 3] = ["high", "normal", "low"];
 
 /// `http_*`, for all routes.
 pub struct HttpMetrics {
@@ -125,12 +179,6 @@ impl Metrics {
                 "Authentication attempts by outcome",
                 &["status"],
             )?,
-            circuit_breaker_state: gauges(
-                &registry,
-                "circuit_breaker_state",
-                "State of a service's circuit breaker: 0 closed, 1 open, 2 half-open",
-                &["service"],
-            )?,
             rate_limit_hits: counters(
                 &registry,
                 "rate_limit_hits_total",
@@ -155,18 +203,7 @@ impl Metrics {
                     "1 when redis answers, 0 when it is away or not configured",
                 )?,
             )?,
-            healthy_instances: gauges(
-                &registry,
-                "upstream_healthy_instances",
-                "Healthy instances of a service",
-                &["service"],
-            )?,
-            instances: gauges(
-                &registry,
-                "upstream_instances",
-                "Known instances of a service",
-                &["service"],
-            )?,
+            services: ServiceMetricsVec::new(&registry)?,
             build_info: registered(
                 &registry,
                 Gauge::with_opts(
@@ -192,23 +229,15 @@ impl Metrics {
         Ok(metrics)
     }
 
+    /// The metrics of one service.
+    pub fn service(&self, name: &str) -> ServiceMetrics {
+        self.services.resolve(name)
+    }
+
     /// Takes over what is only worth counting when somebody looks.
-    pub fn observe_now(
-        &self,
-        lines_dropped: u64,
-        redis_up: bool,
-        census: impl Iterator<Item = (String, usize, usize)>,
-    ) {
+    pub fn observe_now(&self, lines_dropped: u64, redis_up: bool) {
         self.log_lines_dropped.set(lines_dropped as i64);
         self.redis_up.set(i64::from(redis_up));
-        for (service, all, healthy) in census {
-            self.instances
-                .with_label_values(&[&service])
-                .set(all as i64);
-            self.healthy_instances
-                .with_label_values(&[&service])
-                .set(healthy as i64);
-        }
     }
 
     /// The Prometheus text format, version 0.0.4.
@@ -261,6 +290,116 @@ fn histograms(
             labels,
         )?,
     )
+}
+
+// === impl ServiceMetrics ===
+
+impl ServiceMetricsVec {
+    fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let gauge = |name, help| gauges(registry, name, help, &["service"]);
+        let counter = |name, help| counters(registry, name, help, &["service"]);
+        Ok(Self {
+            breaker: gauge(
+                "circuit_breaker_state",
+                "State of a service's circuit breaker: 0 closed, 1 open, 2 half-open",
+            )?,
+            attempts: counters(
+                registry,
+                "upstream_attempts_total",
+                "Requests sent to instances of a service, by how they ended",
+                &["service", "outcome"],
+            )?,
+            retries: counters(
+                registry,
+                "upstream_retries_total",
+                "Attempts that followed a failed one, by why that failed",
+                &["service", "cause"],
+            )?,
+            retries_denied: counter(
+                "upstream_retries_denied_total",
+                "Retries that were not made because the service's budget was spent",
+            )?,
+            instances: gauge("upstream_instances", "Known instances of a service")?,
+            healthy_instances: gauge(
+                "upstream_healthy_instances",
+                "Instances of a service that pass their checks",
+            )?,
+            ejected_instances: gauge(
+                "upstream_ejected_instances",
+                "Instances of a service that are set aside for what requests met",
+            )?,
+            ejections: counter(
+                "upstream_ejections_total",
+                "Times that an instance of a service was ejected",
+            )?,
+            panic: gauge(
+                "upstream_panic",
+                "1 while too few instances of a service are available, and all are tried",
+            )?,
+            concurrency_limit: gauge(
+                "concurrency_limit",
+                "Requests that a service may have in flight, as measured",
+            )?,
+            concurrency: gauge(
+                "concurrency_in_flight",
+                "Requests that a service has in flight",
+            )?,
+            shed: counters(
+                registry,
+                "requests_shed_total",
+                "Requests refused because a service had enough to do",
+                &["service", "priority"],
+            )?,
+        })
+    }
+
+    fn resolve(&self, service: &str) -> ServiceMetrics {
+        let gauge = |gauges: &IntGaugeVec| gauges.with_label_values(&[service]);
+        let counter = |counters: &IntCounterVec| counters.with_label_values(&[service]);
+        let by = |counters: &IntCounterVec, label| counters.with_label_values(&[service, label]);
+        ServiceMetrics {
+            breaker: gauge(&self.breaker),
+            attempts: OUTCOMES.map(|outcome| by(&self.attempts, outcome)),
+            retries: CAUSES.map(|cause| by(&self.retries, cause)),
+            retries_denied: counter(&self.retries_denied),
+            instances: gauge(&self.instances),
+            healthy_instances: gauge(&self.healthy_instances),
+            ejected_instances: gauge(&self.ejected_instances),
+            ejections: counter(&self.ejections),
+            panic: gauge(&self.panic),
+            concurrency_limit: gauge(&self.concurrency_limit),
+            concurrency: gauge(&self.concurrency),
+            shed: PRIORITIES.map(|priority| by(&self.shed, priority)),
+        }
+    }
+}
+
+impl ServiceMetrics {
+    pub fn attempt(&self, outcome: AttemptOutcome) {
+        self.attempts[outcome as usize].inc();
+    }
+
+    pub fn retried(&self, cause: Failure) {
+        self.retries[AttemptOutcome::from(cause) as usize].inc();
+    }
+
+    pub fn observe_census(&self, census: &Census) {
+        self.instances.set(census.instances as i64);
+        self.healthy_instances.set(census.healthy as i64);
+        self.ejected_instances.set(census.ejected as i64);
+        self.panic.set(i64::from(census.panic));
+    }
+}
+
+impl From<Failure> for AttemptOutcome {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Connect => AttemptOutcome::Connect,
+            Failure::Stale | Failure::Reset => AttemptOutcome::Reset,
+            Failure::Timeout => AttemptOutcome::Timeout,
+            Failure::Status(_) => AttemptOutcome::Status,
+        }
+    }
 }
 
 // === impl HttpMetrics ===

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{Bytes, Problems};
 use crate::forward::breaker::State;
-use crate::forward::pool::Pools;
+use crate::forward::pool::{Census, Pools};
 use crate::observe::access_log::Logger;
 use crate::observe::registry::{HttpMetrics, Metrics, RouteMetrics};
 use crate::reply::Answer;
@@ -285,11 +285,16 @@ impl Ops {
                 .pools
                 .iter()
                 .map(|pool| {
-                    let (instances, healthy) = pool.census();
-                    (
-                        pool.name.to_string(),
-                        json!({"instances": instances, "healthy": healthy}),
-                    )
+                    let Census {
+                        instances,
+                        healthy,
+                        ejected,
+                        panic,
+                    } = pool.census();
+                    let entry = json!({
+                        "instances": instances, "healthy": healthy, "ejected": ejected, "panic": panic,
+                    });
+                    (pool.name.to_string(), entry)
                 })
                 .collect();
             body.insert("pools".into(), pools.into());
@@ -298,16 +303,9 @@ impl Ops {
     }
 
     fn metrics(&self) -> Answer {
-        let census = self.pools.iter().map(|pool| {
-            pool.breaker.state(); // brings its gauge up to date
-            let (all, healthy) = pool.census();
-            (pool.name.to_string(), all, healthy)
-        });
-        self.metrics.observe_now(
-            self.logger.dropped(),
-            self.redis.get() == RedisState::Ok,
-            census,
-        );
+        self.pools.iter().for_each(|pool| pool.observe_now());
+        self.metrics
+            .observe_now(self.logger.dropped(), self.redis.get() == RedisState::Ok);
         Answer {
             status: StatusCode::OK,
             content_type: "text/plain; version=0.0.4; charset=utf-8",

@@ -13,6 +13,7 @@ use crate::admit::head::HeadFault;
 use crate::admit::limits::Exceeded;
 use crate::admit::path::PathFault;
 use crate::admit::size::TooLarge;
+use crate::forward::deadline::NotATime;
 use crate::route::NoRoute;
 
 /// A refusal: what the client is told. Status, code and message come from one table, [`Refusal::parts`].
@@ -22,6 +23,8 @@ pub enum Refusal {
     Malformed(&'static str),
     /// The path is spelled in a way that another component could read differently.
     BadPath(&'static str),
+    /// A header field has no meaning that we could go by.
+    BadHeader(&'static str),
     AuthRequired,
     InvalidToken,
     TokenExpired,
@@ -41,6 +44,8 @@ pub enum Refusal {
         service: Box<str>,
         retry_after_secs: u32,
     },
+    /// The service has as much to do as it can.
+    Overloaded(Box<str>),
     /// The upstream's answer was no answer: reset, garbage, closed half-way.
     BadGateway,
     GatewayTimeout,
@@ -63,7 +68,9 @@ impl Refusal {
         use StatusCode as S;
         let (status, code, message): (_, _, Cow<'static, str>) = match self {
             Refusal::Malformed(why) => (S::BAD_REQUEST, "BAD_REQUEST", (*why).into()),
-            Refusal::BadPath(why) => (S::BAD_REQUEST, "BAD_REQUEST", (*why).into()),
+            Refusal::BadPath(why) | Refusal::BadHeader(why) => {
+                (S::BAD_REQUEST, "BAD_REQUEST", (*why).into())
+            }
             Refusal::AuthRequired => (
                 S::UNAUTHORIZED,
                 "AUTH_REQUIRED",
@@ -126,6 +133,11 @@ impl Refusal {
                 "SERVICE_UNAVAILABLE",
                 format!("Service unavailable: {service}").into(),
             ),
+            Refusal::Overloaded(service) => (
+                S::SERVICE_UNAVAILABLE,
+                "SERVICE_UNAVAILABLE",
+                format!("Service overloaded: {service}").into(),
+            ),
             Refusal::BadGateway => (S::BAD_GATEWAY, "BAD_GATEWAY", "Bad Gateway".into()),
             Refusal::GatewayTimeout => (
                 S::GATEWAY_TIMEOUT,
@@ -159,6 +171,7 @@ impl Refusal {
             | Refusal::Unavailable {
                 retry_after_secs, ..
             } => Some((*retry_after_secs).max(1)),
+            Refusal::Overloaded(_) => Some(1),
             _ => None,
         }
     }
@@ -229,6 +242,12 @@ impl From<HeadFault> for Refusal {
 impl From<PathFault> for Refusal {
     fn from(PathFault(why): PathFault) -> Self {
         Refusal::BadPath(why)
+    }
+}
+
+impl From<NotATime> for Refusal {
+    fn from(_: NotATime) -> Self {
+        Refusal::BadHeader("X-Request-Deadline is not a time in milliseconds since 1970")
     }
 }
 

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::admit::auth::AuthRule;
-use crate::config::Bytes;
+use crate::config::{self, Bytes};
 use crate::forward::deadline::TimeoutConfig;
+use crate::forward::overload::Priority;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,6 +34,12 @@ pub struct RouteConfig {
     /// The whole time for an answer.
     #[serde(default)]
     pub timeout: Option<TimeoutConfig>,
+    /// For answers that stream: `timeout` counts until their head, and then only the gap between two pieces.
+    #[serde(default)]
+    pub idle_timeout: Option<config::Duration>,
+    /// How much it matters when not everything can be served; default: `high` for webhooks, else `normal`.
+    #[serde(default)]
+    pub priority: Option<Priority>,
     /// Forward the request untouched, and answer 500 when it cannot be delivered.
     #[serde(default)]
     pub webhook: bool,

@@ -6,6 +6,7 @@ mod tree;
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderName, Method};
 use pingora::http::RequestHeader;
@@ -16,6 +17,7 @@ use crate::admit::permissions::{Owner, Required, Roles, is_permission};
 use crate::admit::size::BodyLimit;
 use crate::config::Problems;
 use crate::forward::deadline::Timeouts;
+use crate::forward::overload::{Baseline, Priority};
 use crate::forward::pool::{Pool, Pools};
 use crate::observe::registry::{HttpMetrics, RouteMetrics};
 pub use config::RouteConfig;
@@ -32,6 +34,11 @@ pub struct Route {
     permissions: [Option<Required>; METHODS.len()],
     pub owner: Owner,
     pub timeouts: Timeouts,
+    /// For the gap between two pieces of an answer that streams.
+    pub idle_timeout: Option<Duration>,
+    pub priority: Priority,
+    /// By method.
+    pub baselines: [Baseline; METHODS.len()],
     pub webhook: bool,
     pub body: BodyLimit,
     pub limits: Vec<Arc<Rule>>,
@@ -105,6 +112,8 @@ impl RouteConfig {
             permissions,
             owner,
             timeout,
+            idle_timeout,
+            priority,
             webhook,
             body_limit,
             limits,
@@ -174,9 +183,20 @@ impl RouteConfig {
         }
         let target = Target::compile(place, &path, target.as_deref(), problems);
         let timeouts = parts.pools.timeouts(place, &service, timeout, problems);
+        if idle_timeout.is_some_and(|time| time.0.is_zero()) {
+            problems.add(
+                format!("{place}.idle_timeout"),
+                "must be longer than nothing",
+            );
+        }
         if problems.len() > faults_before {
             return None;
         }
+        let usual = if webhook {
+            Priority::High
+        } else {
+            Priority::default()
+        };
         let route = Route {
             metrics: parts.http.route(&path),
             template: path.into(),
@@ -186,6 +206,9 @@ impl RouteConfig {
             permissions: required,
             owner,
             timeouts: timeouts?,
+            idle_timeout: idle_timeout.map(|time| time.0),
+            priority: priority.unwrap_or(usual),
+            baselines: Default::default(),
             webhook,
             body: body_limit.map_or(parts.body, |bytes| BodyLimit(bytes.0)),
             limits,

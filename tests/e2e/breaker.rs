@@ -239,15 +239,16 @@ fn the_platforms_breakers_have_the_documented_volumes() {
         ("compliance", "compliance-service", 10, 30),
     ];
     for (prefix, service, volume, reset) in cases {
-        let get = || {
-            Request::get(&format!("/api/v1/{prefix}/1"))
+        let post = || {
+            // Not tried again, so that each is one failure.
+            Request::post(&format!("/api/v1/{prefix}/1"))
                 .bearer(&token::admin())
                 .send_to(gateway.addr())
         };
         for i in 0..volume {
-            assert_eq!(get().status, 500, "{service}: request {i}");
+            assert_eq!(post().status, 500, "{service}: request {i}");
         }
-        let response = get();
+        let response = post();
         assert_eq!(response.status, 503, "{service}");
         let seconds: u64 = response.header("retry-after").unwrap().parse().unwrap();
         assert!(
@@ -261,12 +262,13 @@ fn failing() -> Upstream {
     Upstream::start_with(|_| Reply::status(500))
 }
 
-/// Services `s`, with this breaker, and `other`. `# SERVICE` stands where further keys of `s` may go.
+/// Services `s`, with this breaker, and `other`; nothing is tried again, so that each request is one failure. `# SERVICE` stands where further keys of `s` may go.
 fn yaml(breaker: &str, s: &Upstream, other: &Upstream) -> String {
     format!(
         "limits: {{ enabled: false, flood: {{ per_second: 100000 }} }}
 health: {{ enabled: false }}
 timeouts: {{ default: 5s }}
+retry: {{ max_retries: 0 }}
 services:
   s:
     url: {}

@@ -395,6 +395,7 @@ fn yaml(url: &str, service: &str) -> String {
         "limits: {{ enabled: false, flood: {{ per_second: 100000 }} }}
 health: {{ enabled: false }}
 breaker: {{ volume: 100000 }}
+retry: {{ base_delay: 1ms }}
 services:
   s: {{ url: '{url}', {service} }}
 routes:

@@ -23,7 +23,6 @@ const BLOCKED: &[&str] = &[
     "keep-alive",
     "te",
     "cookie",
-    "x-request-deadline",
 ];
 
 /// A name that only the gateway says, and what it says.

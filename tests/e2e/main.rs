@@ -28,11 +28,17 @@ mod limits;
 
 mod answers;
 
+mod aborts;
+mod balancing;
 mod breaker;
+mod deadlines;
 mod failures;
 mod headers;
+mod outliers;
 mod pools;
+mod retries;
 mod webhooks;
+
 
 mod logs;
 mod metrics;

@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use http::header::HOST;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
-use pingora::upstreams::peer::HttpPeer;
 use pingora_load_balancing::Backend;
 use pingora_load_balancing::health_check::HealthCheck;
 use serde::Deserialize;
 
+use super::members::Members;
 use super::names::Instance;
 use super::{Pools, inet};
 use crate::config::{self, Problems};
@@ -36,14 +37,14 @@ pub struct HealthConfig {
 /// One `GET` that must be answered with a 2xx.
 pub struct Check {
     service: Box<str>,
+    /// But for its `Host`.
     request: RequestHeader,
-    tls: bool,
-    host: String,
     timeout: Duration,
     healthy: usize,
     unhealthy: usize,
     /// Shared by all services: each one of its own would read the system's certificates again.
     connector: Arc<Connector>,
+    members: Arc<Members>,
 }
 
 /// The background task that keeps all pools' names and health up to date.
@@ -90,16 +91,12 @@ pub fn check_health(place: &str, health: &HealthConfig, problems: &mut Problems)
 impl Check {
     pub fn new(
         service: &str,
-        instances: &[Arc<Instance>],
         health: &HealthConfig,
-        connector: Arc<Connector>,
+        connector: &Arc<Connector>,
+        members: &Arc<Members>,
     ) -> Option<Self> {
-        let first = instances.first()?;
-        // The path and the authority were checked before.
+        // The path was checked before.
         let mut request = RequestHeader::build("GET", health.path.as_bytes(), None).ok()?;
-        request
-            .insert_header("Host", first.authority.clone())
-            .ok()?;
         request
             .insert_header(
                 "User-Agent",
@@ -109,12 +106,11 @@ impl Check {
         Some(Self {
             service: service.into(),
             request,
-            tls: first.tls,
-            host: first.host.clone(),
             timeout: health.timeout.0,
             healthy: health.healthy,
             unhealthy: health.unhealthy,
-            connector,
+            connector: connector.clone(),
+            members: members.clone(),
         })
     }
 }
@@ -122,23 +118,20 @@ impl Check {
 #[async_trait]
 impl HealthCheck for Check {
     async fn check(&self, target: &Backend) -> pingora::Result<()> {
-        let Some(address) = inet(&target.addr) else {
+        let (Some(address), Some(instance)) =
+            (inet(&target.addr), target.ext.get::<Arc<Instance>>())
+        else {
             return Ok(());
         };
-        let sni = if self.tls {
-            self.host.clone()
-        } else {
-            String::new()
-        };
-        let mut peer = HttpPeer::new(address, self.tls, sni);
+        let mut peer = instance.peer(address);
         peer.options.connection_timeout = Some(self.timeout);
         peer.options.total_connection_timeout = Some(self.timeout);
         let (mut session, _) = self.connector.get_http_session(&peer).await?;
         session.set_read_timeout(Some(self.timeout));
         session.set_write_timeout(Some(self.timeout));
-        session
-            .write_request_header(Box::new(self.request.clone()))
-            .await?;
+        let mut request = Box::new(self.request.clone());
+        request.insert_header(HOST, instance.authority.clone())?;
+        session.write_request_header(request).await?;
         session.finish_request_body().await?;
         session.read_response_header().await?;
         // The connection is not kept: each check shows that a new one can be made.
@@ -153,6 +146,9 @@ impl HealthCheck for Check {
 
     async fn health_status_change(&self, target: &Backend, healthy: bool) {
         let Self { service, .. } = self;
+        if let Some(address) = inet(&target.addr) {
+            self.members.set_health(address, healthy);
+        }
         match healthy {
             true => log::info!(
                 "service {service}: instance {} is healthy again",
@@ -185,11 +181,21 @@ impl BackgroundService for HealthChecks {
         let loops = self.0.by_name.values().cloned().map(|pool| {
             let mut shutdown = shutdown.clone();
             async move {
-                loop {
-                    tokio::select! {
-                        () = tokio::time::sleep(pool.pause()) => pool.look().await,
-                        _ = shutdown.changed() => return,
+                let checks = async {
+                    loop {
+                        tokio::time::sleep(pool.pause()).await;
+                        pool.look().await;
                     }
+                };
+                let judgements = async {
+                    loop {
+                        pool.judge().await;
+                    }
+                };
+                tokio::select! {
+                    () = checks => {}
+                    () = judgements => {}
+                    _ = shutdown.changed() => {}
                 }
             }
         });

@@ -1,32 +1,41 @@
-//! Where to? A service's instances: found by name, checked for health, chosen in weighted turns.
+//! Where to? A service's instances: found by name, checked for health, watched for outliers, and chosen.
 //!
-//! Built on pingora-load-balancing: its selection and health registry, with our discovery (names are resolved here,
-//! never on the path of a request) and our rhythm of checks.
+//! Built on pingora-load-balancing: its backends, health registry and hash ring, with our discovery (names are resolved
+//! here, never on the path of a request), our rhythm of checks and our own choice, which knows what is in flight.
 
+mod attempt;
+mod balance;
 mod health;
+mod latency;
+mod members;
 mod names;
+mod outlier;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use http::HeaderValue;
 use pingora::connectors::http::Connector;
 use pingora::protocols::l4::socket::SocketAddr as AnyAddr;
-use pingora::upstreams::peer::{H1UpgradePolicy, HttpPeer};
-use pingora_load_balancing::selection::RoundRobin;
-use pingora_load_balancing::{Backend, Backends, LoadBalancer};
-use prometheus::IntGaugeVec;
+use pingora_load_balancing::Backends;
 use serde::Deserialize;
 
 use super::breaker::{Breaker, BreakerConfig, BreakerOverrides};
 use super::deadline::{NamedTimeouts, TimeoutConfig, Timeouts};
+use super::overload::{Limiter, OverloadConfig};
+use super::retry::{Retry, RetryConfig};
 use crate::config::Problems;
+use crate::observe::registry::{Metrics, ServiceMetrics};
+pub use attempt::Attempt;
+pub use balance::{Affinity, BalanceConfig};
 use health::{Check, check_health};
 pub use health::{HealthChecks, HealthConfig};
+pub use members::Census;
+use members::Members;
 pub use names::InstanceConfig;
-use names::{Instance, Known, KnownAddress, Names, compile_instances};
+use names::{Names, compile_instances};
+pub use outlier::OutlierConfig;
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -38,7 +47,21 @@ pub struct ServiceConfig {
     /// The whole time for an answer, for routes that name none.
     pub timeout: Option<TimeoutConfig>,
     pub breaker: BreakerOverrides,
+    pub retry: Option<RetryConfig>,
+    pub balance: Option<BalanceConfig>,
+    pub outlier: Option<OutlierConfig>,
     pub health: Option<HealthConfig>,
+    pub overload: Option<OverloadConfig>,
+}
+
+/// What holds for services that do not say otherwise.
+pub struct Defaults {
+    pub breaker: BreakerConfig,
+    pub retry: RetryConfig,
+    pub balance: BalanceConfig,
+    pub outlier: OutlierConfig,
+    pub health: HealthConfig,
+    pub overload: OverloadConfig,
 }
 
 /// All services by name.
@@ -53,36 +76,25 @@ pub struct Pools {
 pub struct Pool {
     pub name: Box<str>,
     pub breaker: Arc<Breaker>,
-    instances: LoadBalancer<RoundRobin>,
-    known: Arc<Known>,
+    pub retry: Retry,
+    pub limiter: Arc<Limiter>,
+    pub metrics: Arc<ServiceMetrics>,
+    members: Arc<Members>,
+    backends: Backends,
     health: HealthConfig,
+    epoch: Instant,
 }
 
-/// The instance that a request goes to.
-#[derive(Clone, Debug)]
-pub struct Picked {
-    pub address: SocketAddr,
-    pub address_text: Arc<str>,
-    instance: Arc<Instance>,
-}
-
-/// No instance is healthy, or none is known.
+/// No instance is known.
 #[derive(Debug, PartialEq, Eq)]
-pub struct NoHealthyInstance;
-
-/// An idle connection is given up before Node's default keep-alive of 5 s lets the backend close it under a request.
-const IDLE: Duration = Duration::from_secs(4);
-
-/// More candidates than this are not looked at for one request.
-const MOST_CANDIDATES: usize = 256;
+pub struct NoInstance;
 
 impl Pools {
     pub fn compile(
         services: BTreeMap<String, ServiceConfig>,
         timeouts: NamedTimeouts,
-        breaker: &BreakerConfig,
-        health: &HealthConfig,
-        breaker_state: &IntGaugeVec,
+        defaults: &Defaults,
+        metrics: &Metrics,
         problems: &mut Problems,
     ) -> Self {
         let mut pools = Self {
@@ -90,33 +102,16 @@ impl Pools {
             service_timeouts: BTreeMap::new(),
             timeouts,
         };
-        check_health("health", health, problems);
+        defaults.check(problems);
         let connector = Arc::new(Connector::new(None));
-        for (name, config) in services {
-            let place = format!("services.{name}");
-            let ServiceConfig {
-                url,
-                instances,
-                timeout,
-                breaker: overrides,
-                health: own_health,
-            } = config;
-            let instances = compile_instances(&place, url, instances, problems);
-            let breaker = breaker.overridden_by(overrides).compile(
-                &format!("{place}.breaker"),
-                &name,
-                breaker_state.with_label_values(&[&name]),
-                problems,
-            );
-            if let Some(own) = &own_health {
-                check_health(&format!("{place}.health"), own, problems);
-            }
-            if let Some(timeout) = timeout {
+        for (name, mut config) in services {
+            if let Some(timeout) = config.timeout.take() {
+                let place = format!("services.{name}");
                 pools.timeouts.resolve(&place, Some(&timeout), problems);
                 pools.service_timeouts.insert(name.clone(), timeout);
             }
-            let health = own_health.unwrap_or_else(|| health.clone());
-            let pool = Pool::new(&name, instances, breaker, health, &connector);
+            let metrics = Arc::new(metrics.service(&name));
+            let pool = Pool::compile(&name, config, defaults, metrics, &connector, problems);
             pools.by_name.insert(name, Arc::new(pool));
         }
         pools
@@ -153,137 +148,177 @@ impl Pools {
     }
 }
 
+impl Defaults {
+    /// Each fault once, however many services share it.
+    fn check(&self, problems: &mut Problems) {
+        self.breaker.check("breaker", problems);
+        check_health("health", &self.health, problems);
+        self.retry.clone().compile("retry", problems);
+        self.balance.clone().compile("balance", problems);
+        self.outlier.clone().compile("outlier", problems);
+    }
+}
+
 // === impl Pool ===
 
 impl Pool {
-    fn new(
+    fn compile(
         name: &str,
-        instances: Vec<Arc<Instance>>,
-        breaker: Breaker,
-        health: HealthConfig,
+        config: ServiceConfig,
+        defaults: &Defaults,
+        metrics: Arc<ServiceMetrics>,
         connector: &Arc<Connector>,
+        problems: &mut Problems,
     ) -> Self {
-        let known = Arc::new(Known::default());
-        let check =
-            Check::new(name, &instances, &health, connector.clone()).filter(|_| health.enabled);
-        let names = Names {
-            service: name.into(),
+        let place = format!("services.{name}");
+        let ServiceConfig {
+            url,
             instances,
-            known: known.clone(),
+            timeout: _, // `Pools::compile` took it
+            breaker,
+            retry,
+            balance,
+            outlier,
+            health,
+            overload,
+        } = config;
+        let instances = compile_instances(&place, url, instances, problems);
+        let has_own = breaker != BreakerOverrides::default();
+        let breaker = defaults.breaker.overridden_by(breaker);
+        if has_own {
+            breaker.check(&format!("{place}.breaker"), problems);
+        }
+        if let Some(own) = &health {
+            check_health(&format!("{place}.health"), own, problems);
+        }
+        // The defaults' own faults were told already.
+        let mut told = Problems::default();
+        let retry = match retry {
+            Some(own) => own.compile(&format!("{place}.retry"), problems),
+            None => defaults.retry.clone().compile("retry", &mut told),
         };
-        let mut backends = Backends::new(Box::new(names));
-        if let Some(check) = check {
+        let balance = match balance {
+            Some(own) => own.compile(&format!("{place}.balance"), problems),
+            None => defaults.balance.clone().compile("balance", &mut told),
+        };
+        let outlier = match outlier {
+            Some(own) => own.compile(&format!("{place}.outlier"), problems),
+            None => defaults.outlier.clone().compile("outlier", &mut told),
+        };
+        let overload = overload.unwrap_or_else(|| defaults.overload.clone());
+        let health = health.unwrap_or_else(|| defaults.health.clone());
+        let members = Arc::new(Members::new(name, balance, outlier, metrics.clone()));
+        let check = Check::new(name, &health, connector, &members);
+        let mut backends = Backends::new(Box::new(Names::new(name, instances)));
+        if let Some(check) = check.filter(|_| health.enabled) {
             backends.set_health_check(Box::new(check));
         }
-        let instances = LoadBalancer::from_backends(backends);
         Self {
             name: name.into(),
-            breaker: Arc::new(breaker),
-            instances,
-            known,
+            breaker: Arc::new(breaker.build(name, metrics.breaker.clone())),
+            retry,
+            limiter: Arc::new(overload.compile(metrics.clone())),
+            metrics,
+            members,
+            backends,
             health,
+            epoch: Instant::now(),
         }
     }
 
-    /// The instance whose turn it is, among those that are healthy and not in `tried`.
+    /// Begins an attempt at the instance whose turn it is: none of `tried`, while another may be chosen.
     ///
     /// # Errors
-    /// When there is none.
-    pub fn pick(&self, tried: &[SocketAddr]) -> Result<Picked, NoHealthyInstance> {
-        let address = self.choose(tried).ok_or(NoHealthyInstance)?;
-        let known = self.known.load();
-        let found = known.iter().find(|known| known.address == address);
-        let KnownAddress { text, instance, .. } = found.ok_or(NoHealthyInstance)?.clone();
-        Ok(Picked {
-            address,
-            address_text: text,
-            instance,
-        })
-    }
-
-    fn choose(&self, tried: &[SocketAddr]) -> Option<SocketAddr> {
-        let backends = self.instances.backends();
-        let all = backends.get_backend();
-        let may = |backend: &Backend, healthy: bool| {
-            healthy && inet(&backend.addr).is_some_and(|address| !tried.contains(&address))
+    /// When no instance is known.
+    pub fn attempt(
+        self: &Arc<Self>,
+        tried: &[SocketAddr],
+        affinity: &Affinity<'_>,
+        now: Instant,
+    ) -> Result<Attempt, NoInstance> {
+        let (view, balance) = (self.members.view(now), self.members.balance());
+        let now_ms = self.clock_ms(now);
+        let another = match tried {
+            [] => None,
+            tried => balance.choose_another(&view, tried, now, now_ms),
         };
-        // Most services have one instance, and nothing to choose.
-        if let (Some(only), 1) = (all.first(), all.len()) {
-            return inet(&only.addr).filter(|_| may(only, backends.ready(only)));
-        }
-        let chosen = self.instances.select_with(b"", MOST_CANDIDATES, may)?;
-        inet(&chosen.addr)
+        let member = another
+            .or_else(|| balance.choose(&view, affinity, now, now_ms))
+            .ok_or(NoInstance)?;
+        Ok(Attempt::new(member, self.clone(), now))
     }
 
-    /// Whether an instance is left that `tried` does not name.
-    pub fn has_another(&self, tried: &[SocketAddr]) -> bool {
-        let backends = self.instances.backends();
-        backends
-            .get_backend()
+    /// Whether an instance is left that may be chosen and that `tried` does not name.
+    pub fn has_another(&self, tried: &[SocketAddr], now: Instant) -> bool {
+        let view = self.members.view(now);
+        view.open
             .iter()
-            .any(|b| backends.ready(b) && inet(&b.addr).is_some_and(|a| !tried.contains(&a)))
+            .any(|candidate| !tried.contains(&candidate.member.address))
     }
 
-    /// Instances in all, and those that are healthy.
-    pub fn census(&self) -> (usize, usize) {
-        let backends = self.instances.backends();
-        let all = backends.get_backend();
-        (all.len(), all.iter().filter(|b| backends.ready(b)).count())
+    pub fn census(&self) -> Census {
+        self.members.census()
+    }
+
+    /// Brings those gauges up to date that change by time alone, or too often to be told each time.
+    pub fn observe_now(&self) {
+        self.breaker.state();
+        self.members.census();
+        self.metrics
+            .concurrency
+            .set(i64::from(self.limiter.in_flight()));
+    }
+
+    /// Milliseconds since this pool was made; 49 days are enough for what they are compared with.
+    fn clock_ms(&self, now: Instant) -> u32 {
+        let since = now.saturating_duration_since(self.epoch);
+        (since.as_secs() as u32)
+            .wrapping_mul(1000)
+            .wrapping_add(since.subsec_millis())
     }
 
     /// As many checks as a verdict needs.
     async fn first_look(&self) {
         self.look().await;
         for _ in 1..self.health.unhealthy {
-            if self.health.enabled {
-                self.instances.backends().run_health_check(true).await;
-            }
+            self.check().await;
         }
     }
 
     /// Resolves the names and, where checks are on, checks every instance.
     async fn look(&self) {
-        if let Err(e) = self.instances.update().await {
+        let found = self.backends.update(|found| {
+            self.members.replace(&found, Instant::now());
+        });
+        if let Err(e) = found.await {
             log::warn!("service {}: {e}", self.name);
         }
+        self.check().await;
+    }
+
+    async fn check(&self) {
         if self.health.enabled {
-            self.instances.backends().run_health_check(true).await;
+            self.backends.run_health_check(true).await;
         }
     }
 
     /// Until the next look: jittered, so that many gateways do not check in step.
     fn pause(&self) -> Duration {
-        let (all, healthy) = self.census();
+        let census = self.census();
         let interval = self.health.interval.0;
-        let base = if all > 0 && healthy == all {
+        let base = if census.instances > 0 && census.healthy == census.instances {
             interval
         } else {
             (interval / 10).max(Duration::from_millis(100))
         };
         jittered(base)
     }
-}
 
-// === impl Picked ===
-
-impl Picked {
-    pub fn authority(&self) -> HeaderValue {
-        self.instance.authority.clone()
-    }
-
-    /// The peer for one attempt. `left` is what remains of the request's budget.
-    pub fn peer(&self, timeouts: &Timeouts, left: Duration) -> Box<HttpPeer> {
-        let Instance { host, tls, .. } = &*self.instance;
-        let sni = if *tls { host.clone() } else { String::new() };
-        let mut peer = Box::new(HttpPeer::new(self.address, *tls, sni));
-        let options = &mut peer.options;
-        options.connection_timeout = Some(timeouts.connect.min(left));
-        options.total_connection_timeout = Some(timeouts.connect.min(left));
-        options.read_timeout = Some(timeouts.attempt.min(left));
-        options.write_timeout = Some(timeouts.attempt.min(left));
-        options.idle_timeout = Some(IDLE);
-        options.http_upstream_request_policy.h1_upgrade = H1UpgradePolicy::Deny;
-        peer
+    /// Compares the instances with each other, once a second.
+    async fn judge(&self) {
+        const INTERVAL: Duration = Duration::from_secs(1);
+        tokio::time::sleep(INTERVAL).await;
+        self.members.judge(Instant::now());
     }
 }
 

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use http::{HeaderValue, Uri};
+use parking_lot::Mutex;
 use pingora::protocols::l4::socket::SocketAddr as AnyAddr;
+use pingora::upstreams::peer::HttpPeer;
 use pingora_load_balancing::discovery::ServiceDiscovery;
 use pingora_load_balancing::{Backend, Extensions};
 use serde::Deserialize;
@@ -21,19 +22,6 @@ pub struct InstanceConfig {
     pub url: String,
     #[serde(default = "one")]
     pub weight: usize,
-}
-
-/// The addresses that the names stand for, and those of the time before: a balancer that has not yet heard of a change
-/// still finds what it picked.
-pub type Known = ArcSwap<Vec<KnownAddress>>;
-
-#[derive(Clone)]
-pub struct KnownAddress {
-    pub address: SocketAddr,
-    /// For the log.
-    pub text: Arc<str>,
-    pub instance: Arc<Instance>,
-    pub is_current: bool,
 }
 
 /// A configured instance. A name that resolves to several addresses is several backends with one of these.
@@ -51,9 +39,9 @@ pub struct Instance {
 
 /// Resolves the instances' names. A name that cannot be resolved keeps the addresses that it had.
 pub struct Names {
-    pub service: Box<str>,
-    pub instances: Vec<Arc<Instance>>,
-    pub known: Arc<Known>,
+    service: Box<str>,
+    instances: Vec<Arc<Instance>>,
+    known: Mutex<Vec<(SocketAddr, Arc<Instance>)>>,
 }
 
 fn one() -> usize {
@@ -152,65 +140,79 @@ impl Instance {
     }
 }
 
+impl Instance {
+    /// The instance at one of its addresses. A certificate must be for its name.
+    pub fn peer(&self, address: SocketAddr) -> HttpPeer {
+        let sni = match self.tls {
+            true => self.host.clone(),
+            false => String::new(),
+        };
+        HttpPeer::new(address, self.tls, sni)
+    }
+}
+
 // === impl Names ===
+
+impl Names {
+    pub fn new(service: &str, instances: Vec<Arc<Instance>>) -> Self {
+        Self {
+            service: service.into(),
+            instances,
+            known: Mutex::default(),
+        }
+    }
+
+    fn resolved(&self, instance: &Instance) {
+        if !instance.resolved.swap(true, Ordering::Relaxed) {
+            let (service, host) = (&self.service, &instance.host);
+            log::info!("service {service}: `{host}` is resolved again");
+        }
+    }
+
+    fn not_resolved(&self, instance: &Instance, e: &std::io::Error) {
+        if instance.resolved.swap(false, Ordering::Relaxed) {
+            let (service, host) = (&self.service, &instance.host);
+            log::warn!(
+                "service {service}: `{host}` cannot be resolved, its known addresses stay: {e}"
+            );
+        }
+    }
+}
 
 #[async_trait]
 impl ServiceDiscovery for Names {
     async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
-        let mut before: Vec<KnownAddress> = self
-            .known
-            .load()
-            .iter()
-            .filter(|known| known.is_current)
-            .cloned()
-            .collect();
-        let mut now: Vec<KnownAddress> = Vec::new();
+        let before = self.known.lock().clone();
+        let mut now: Vec<(SocketAddr, Arc<Instance>)> = Vec::new();
         for instance in &self.instances {
             match tokio::net::lookup_host((instance.host.as_str(), instance.port)).await {
                 Ok(addresses) => {
-                    if !instance.resolved.swap(true, Ordering::Relaxed) {
-                        log::info!(
-                            "service {}: `{}` is resolved again",
-                            self.service,
-                            instance.host
-                        );
-                    }
-                    now.extend(addresses.map(|address| KnownAddress {
-                        address,
-                        text: address.to_string().into(),
-                        instance: instance.clone(),
-                        is_current: true,
-                    }));
+                    self.resolved(instance);
+                    now.extend(addresses.map(|address| (address, instance.clone())));
                 }
                 Err(e) => {
-                    let kept = before
-                        .iter()
-                        .filter(|known| Arc::ptr_eq(&known.instance, instance));
+                    self.not_resolved(instance, &e);
+                    let kept = before.iter().filter(|(_, of)| Arc::ptr_eq(of, instance));
                     now.extend(kept.cloned());
-                    if instance.resolved.swap(false, Ordering::Relaxed) {
-                        let (service, host) = (&self.service, &instance.host);
-                        log::warn!(
-                            "service {service}: `{host}` cannot be resolved, its known addresses stay: {e}"
-                        );
-                    }
                 }
             }
         }
         // One address may stand behind two names; the first of them has it.
         let mut seen = HashSet::new();
-        now.retain(|known| seen.insert(known.address));
+        now.retain(|(address, _)| seen.insert(*address));
         let backends = now
             .iter()
-            .map(|known| Backend {
-                addr: AnyAddr::Inet(known.address),
-                weight: known.instance.weight,
-                ext: Extensions::new(),
+            .map(|(address, instance)| {
+                let mut ext = Extensions::new();
+                ext.insert(instance.clone());
+                Backend {
+                    addr: AnyAddr::Inet(*address),
+                    weight: instance.weight,
+                    ext,
+                }
             })
             .collect();
-        before.retain(|known| !seen.contains(&known.address));
-        before.iter_mut().for_each(|known| known.is_current = false);
-        now.append(&mut before);
-        self.known.store(Arc::new(now));
+        *self.known.lock() = now;
         Ok((backends, HashMap::new()))
     }
 }

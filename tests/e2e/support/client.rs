@@ -2,9 +2,11 @@
 //! gets, so that a test can say malformed things and see every octet of the answer.
 
 use serde_json::Value;
+use socket2::SockRef;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -87,6 +89,22 @@ impl Connection {
         }
     }
 
+    /// Sends these bytes from a thread of its own, to read meanwhile: the peer need not take them all.
+    pub fn send_meanwhile(&self, bytes: Vec<u8>) -> JoinHandle<()> {
+        let stream = self.stream.try_clone().expect("a socket can be cloned");
+        thread::spawn(move || {
+            // Fails when the peer has enough, which is what it is for.
+            let _ = (&stream).write_all(&bytes);
+        })
+    }
+
+    /// Closes it with a RST in place of a FIN.
+    pub fn reset(self) {
+        SockRef::from(&self.stream)
+            .set_linger(Some(Duration::ZERO))
+            .expect("SO_LINGER is settable");
+    }
+
     /// Sends the request and reads one response (of a HEAD request: only its head). The response
     /// may be an interim one such as `100 Continue`.
     #[track_caller]
@@ -127,6 +145,14 @@ impl Connection {
         while self.received.len() < count && self.fill() {}
         let count = count.min(self.received.len());
         self.received.drain(..count).collect()
+    }
+
+    /// Reads all up to the chunk that ends a chunked body, and nothing behind it.
+    #[track_caller]
+    pub fn read_to_end_of_chunks(&mut self) -> Vec<u8> {
+        const END: &[u8] = b"0\r\n\r\n";
+        while !self.received.ends_with(END) && self.fill() {}
+        std::mem::take(&mut self.received)
     }
 
     /// Whether the peer closes or resets the connection within 3 s. What it sends before stays
@@ -526,6 +552,16 @@ impl Request {
     pub fn send_to(&self, addr: SocketAddr) -> Response {
         Client::to(addr).connect().request(self)
     }
+}
+
+/// Bytes of every value, the same at each run.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    (0..length).map(|_| next()).collect()
 }
 
 /// Appends one chunk with its framing; an empty one would end the body, so it is left out.

@@ -80,13 +80,8 @@ impl Gateway {
     /// Sends a signal: 15 is SIGTERM, 2 SIGINT, 1 SIGHUP, 3 SIGQUIT.
     #[track_caller]
     pub fn signal(&self, signal: i32) {
-        let sent = Command::new("kill")
-            .arg(format!("-{signal}"))
-            .arg(self.pid.to_string())
-            .status()
-            .expect("kill can be run");
         assert!(
-            sent.success(),
+            send_signal(self.pid, signal),
             "signal {signal} could not be sent; {}",
             self.raw_output()
         );
@@ -168,11 +163,12 @@ impl Gateway {
         })
     }
 
-    /// All it wrote to stdout and stderr by now.
+    /// All it wrote to stdout and stderr by now; of a thousand lines and more, those of requests
+    /// are left out but for the last hundred.
     pub fn raw_output(&self) -> String {
         format!(
             "stdout of the gateway:\n{}\nstderr of the gateway:\n{}\n",
-            lock(&self.stdout).join("\n"),
+            readable(&lock(&self.stdout)).join("\n"),
             lock(&self.stderr).join("\n")
         )
     }
@@ -391,15 +387,17 @@ impl GatewayBuilder {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("cannot run {}: {error}", program.display()));
-        let (stdout, stdout_reader) = collect(child.stdout.take().expect("stdout is piped"));
-        let (stderr, stderr_reader) = collect(child.stderr.take().expect("stderr is piped"));
+        let (stdout, stderr) = (Lines::default(), Lines::default());
+        let out = child.stdout.take().expect("stdout is piped");
+        let err = child.stderr.take().expect("stderr is piped");
+        let readers = vec![collect(out, &stdout), collect(err, &stderr)];
         Gateway {
             pid: child.id(),
             child: Mutex::new(child),
             conf: self.conf,
             stdout,
             stderr,
-            readers: vec![stdout_reader, stderr_reader],
+            readers,
             addr: None,
             private_addr: None,
         }
@@ -475,7 +473,7 @@ impl Drop for TempFile {
     }
 }
 
-type Lines = Arc<Mutex<Vec<String>>>;
+pub(super) type Lines = Arc<Mutex<Vec<String>>>;
 
 /// The binary to test: E2E_GATEWAY_BIN, else the one Cargo has built for the tests.
 fn gateway_program() -> PathBuf {
@@ -484,18 +482,27 @@ fn gateway_program() -> PathBuf {
         .into()
 }
 
-/// Collects the lines of one output until it ends.
-fn collect(output: impl Read + Send + 'static) -> (Lines, JoinHandle<()>) {
-    let lines = Lines::default();
-    let collected = Arc::clone(&lines);
-    let reader = thread::spawn(move || {
+/// Whether the process could be sent the signal.
+pub(super) fn send_signal(pid: u32, signal: i32) -> bool {
+    let sent = Command::new("kill")
+        .arg(format!("-{signal}"))
+        .arg(pid.to_string())
+        .status()
+        .expect("kill can be run");
+    sent.success()
+}
+
+/// Adds the lines of one output to `lines` until it ends.
+pub(super) fn collect(output: impl Read + Send + 'static, lines: &Lines) -> JoinHandle<()> {
+    let collected = Arc::clone(lines);
+    thread::spawn(move || {
         let mut output = BufReader::new(output);
         let mut line = Vec::new();
         loop {
             line.clear();
             let count = output
                 .read_until(b'\n', &mut line)
-                .expect("the output of the gateway can be read");
+                .expect("the output can be read");
             if count == 0 {
                 break;
             }
@@ -503,8 +510,19 @@ fn collect(output: impl Read + Send + 'static) -> (Lines, JoinHandle<()>) {
             let text = text.trim_end_matches('\n').to_owned();
             lock(&collected).push(text);
         }
-    });
-    (lines, reader)
+    })
+}
+
+fn readable(lines: &[String]) -> Vec<&str> {
+    let lines = lines.iter().map(String::as_str);
+    let older = match lines.len() {
+        ..1000 => 0,
+        many => many - 100,
+    };
+    let is_of_request = |line: &str| line.contains(r#""context":"request""#);
+    let shown = |(number, line): &(usize, &str)| *number >= older || !is_of_request(line);
+    let shown = lines.enumerate().filter(shown);
+    shown.map(|(_, line)| line).collect()
 }
 
 fn is_access_line(line: &Value, request_id: &str) -> bool {

@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub mod burst;
 pub mod client;
+pub mod fleet;
 pub mod gateway;
 pub mod redis;
 pub mod token;
@@ -21,7 +22,8 @@ pub mod wait;
 /// The names that nearly every test needs.
 pub mod prelude {
     pub use super::burst::burst;
-    pub use super::client::{Broken, Client, Connection, Request, Response};
+    pub use super::client::{Broken, Client, Connection, Request, Response, noise};
+    pub use super::fleet::{Conf, Fleet};
     pub use super::gateway::{Exit, Gateway, GatewayBuilder, SERVICES, TempFile};
     pub use super::redis::Redis;
     pub use super::token::{self, KeyPair, Token};

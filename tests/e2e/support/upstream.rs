@@ -8,14 +8,15 @@ use super::client::{lossy, parse_field, position, push_chunk, values_named};
 use super::lock;
 use super::wait::{SOON, within};
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A running backend. Closes its port and all its connections when dropped.
 pub struct Upstream {
@@ -178,14 +179,26 @@ impl Drop for Upstream {
 
 /// An address on which nothing listens, nor will as long as this process lives.
 pub fn refused_addr() -> SocketAddr {
-    // The port of the connecting side of a connection is taken, and nobody listens on it.
-    static TAKEN: Mutex<Vec<(TcpStream, TcpStream)>> = Mutex::new(Vec::new());
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port of 127.0.0.1 is free");
-    let there = listener.local_addr().expect("a listener has an address");
-    let connecting = TcpStream::connect(there).expect("the listener listens");
-    let (accepted, addr) = listener.accept().expect("a connection is there");
-    lock(&TAKEN).push((connecting, accepted));
+    static TAKEN: Mutex<Vec<Socket>> = Mutex::new(Vec::new());
+    let (socket, addr) = reserve_port();
+    lock(&TAKEN).push(socket);
     addr
+}
+
+/// A port of 127.0.0.1 that refuses and that nobody else gets, but that a server with SO_REUSEADDR
+/// can listen on.
+///
+/// It must not be the port of a connection's end: one connection in 30,000 to such a port gets that
+/// very port for its own end too, and is connected to itself.
+pub(super) fn reserve_port() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket can be made");
+    socket
+        .set_reuse_address(true)
+        .expect("SO_REUSEADDR is settable");
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    socket.bind(&any.into()).expect("a port is free");
+    let addr = socket.local_addr().expect("a bound socket has one");
+    (socket, addr.as_socket().expect("it is an address of IPv4"))
 }
 
 /// A request as it came.
@@ -206,6 +219,8 @@ pub struct Recorded {
     pub complete: bool,
     /// Which TCP connection it came on, counted from 0.
     pub connection: usize,
+    /// When its head was whole.
+    pub at: Instant,
 }
 
 impl Recorded {
@@ -262,6 +277,7 @@ impl Recorded {
             chunked: false,
             complete: false,
             connection,
+            at: Instant::now(),
         }
     }
 
@@ -288,6 +304,7 @@ pub struct Reply {
 enum Content {
     Nothing,
     Raw(Vec<u8>),
+    Paced(Vec<Vec<u8>>, Duration),
     Http(HttpReply),
 }
 
@@ -310,6 +327,7 @@ enum End {
     KeepAlive,
     Close,
     Reset,
+    ResetAfter(usize),
     Hang,
     Echo,
 }
@@ -344,9 +362,21 @@ impl Reply {
         Self::new(Content::Raw(bytes.into()), End::KeepAlive)
     }
 
+    /// These very pieces, each written by itself and after this pause.
+    pub fn paced<P: Into<Vec<u8>>>(pieces: impl IntoIterator<Item = P>, every: Duration) -> Self {
+        let pieces = pieces.into_iter().map(Into::into).collect();
+        Self::new(Content::Paced(pieces, every), End::KeepAlive)
+    }
+
     /// No answer: the peer gets a RST.
     pub fn reset() -> Self {
         Self::new(Content::Nothing, End::Reset)
+    }
+
+    /// No answer: the peer gets a RST when so many bytes of a body have come. For
+    /// [`Upstream::set_before_body`].
+    pub fn reset_after(count: usize) -> Self {
+        Self::new(Content::Nothing, End::ResetAfter(count))
     }
 
     /// No answer until the peer closes or the upstream is stopped.
@@ -431,6 +461,10 @@ impl Reply {
         match &self.content {
             Content::Nothing => Ok(()),
             Content::Raw(bytes) => wire.write(bytes),
+            Content::Paced(pieces, every) => pieces.iter().try_for_each(|piece| {
+                gate.pause(*every);
+                wire.write(piece)
+            }),
             Content::Http(http) => http.write(wire, gate, of_head_request),
         }
     }
@@ -616,6 +650,11 @@ fn reply_before_body(
     let written = write_when_released(shared, wire, request, reply);
     match reply.end {
         End::Reset => shared.record(request),
+        End::ResetAfter(count) => {
+            let read = wire.read_exactly(count, &mut request.raw);
+            shared.record(request);
+            read?;
+        }
         End::Hang => {
             shared.record(request);
             shared.gate.wait_stopping();
@@ -654,7 +693,7 @@ fn end(wire: &mut Wire, end: End) -> Option<()> {
         End::KeepAlive => return Some(()),
         End::Close => wire.settle()?,
         // The last byte of the request is unread still, which makes the kernel send a RST.
-        End::Reset => {}
+        End::Reset | End::ResetAfter(_) => {}
         End::Hang => wire.drain(|_| Ok(())),
         End::Echo => {
             let back = Arc::clone(&wire.stream);

@@ -1,0 +1,134 @@
+//! Ends an upstream exchange on time. Pingora's time-outs count from each read anew, so that a backend that trickles
+//! never meets one; here the exchange as a whole has a moment at which its connection is shut down, whatever it was
+//! waiting for, and Pingora sees the connection end.
+//!
+//! One timer serves all requests of a client's connection. Most end long before their deadline, so it is not set anew
+//! for each: when it goes off and the deadline has moved on, it only follows it.
+
+use std::future::Future;
+use std::os::fd::RawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{Shutdown, shutdown};
+use tokio::time::Sleep;
+
+/// What a request sets and its connection's task obeys. Both are the same task: the atomics only make it `Sync`.
+#[derive(Debug)]
+pub struct Cut {
+    epoch: Instant,
+    /// The upstream's socket; [`NONE`], or [`SHUT_DOWN`] after its time.
+    socket: AtomicI32,
+    /// Microseconds after `epoch`; [`NEVER`] when nothing is to be ended.
+    at: AtomicU64,
+}
+
+const NEVER: u64 = u64::MAX;
+const NONE: RawFd = -1;
+const SHUT_DOWN: RawFd = -2;
+
+tokio::task_local! {
+    /// The one of the connection whose requests this task serves.
+    static HERE: Arc<Cut>;
+}
+
+/// Serves requests, and looks at the clock for them.
+pub struct Watched<'a, F> {
+    pub requests: F,
+    pub cut: &'a Cut,
+    pub timer: Pin<&'a mut Sleep>,
+}
+
+impl Cut {
+    pub fn new(now: Instant) -> Arc<Self> {
+        Arc::new(Self {
+            epoch: now,
+            socket: AtomicI32::new(NONE),
+            at: AtomicU64::new(NEVER),
+        })
+    }
+
+    /// Runs `requests`, which find this with [`Cut::here`].
+    pub async fn scope<T>(self: Arc<Self>, requests: impl Future<Output = T>) -> T {
+        HERE.scope(self, requests).await
+    }
+
+    /// The connection's own, or one that nobody looks at.
+    pub fn here() -> Arc<Self> {
+        HERE.try_with(Arc::clone)
+            .unwrap_or_else(|_| Self::new(Instant::now()))
+    }
+
+    /// From now on `socket` is shut down at `at`.
+    ///
+    /// The number must be that of an open socket until [`Cut::disarm`]. Pingora tells it in `connected_to_upstream`, and
+    /// closes it, or gives it back to its pool, right before `error_while_proxy` or `logging` without waiting for
+    /// anything in between; these disarm it, and only between two waits does [`Watched`] look.
+    pub fn arm(&self, socket: RawFd, at: Instant) {
+        self.socket.store(socket, Relaxed);
+        self.move_to(at);
+    }
+
+    /// Another moment for the socket at hand.
+    pub fn move_to(&self, at: Instant) {
+        let micros = at.saturating_duration_since(self.epoch).as_micros() as u64;
+        self.at.store(micros, Relaxed);
+    }
+
+    pub fn disarm(&self) {
+        self.at.store(NEVER, Relaxed);
+        self.socket.store(NONE, Relaxed);
+    }
+
+    /// Whether the connection ended because its time was over.
+    pub fn was_shut_down(&self) -> bool {
+        self.socket.load(Relaxed) == SHUT_DOWN
+    }
+
+    fn armed_for(&self) -> Option<Instant> {
+        match self.at.load(Relaxed) {
+            NEVER => None,
+            micros => Some(self.epoch + Duration::from_micros(micros)),
+        }
+    }
+
+    fn shut_down(&self) {
+        self.at.store(NEVER, Relaxed);
+        let socket = self.socket.swap(SHUT_DOWN, Relaxed);
+        if socket >= 0 {
+            // Whoever reads or writes it is woken. One that the peer has reset already is as good as shut down.
+            let _ = shutdown(socket, Shutdown::Both);
+        }
+    }
+}
+
+impl<F: Future + Unpin> Future for Watched<'_, F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = &mut *self;
+        let polled = Pin::new(&mut this.requests).poll(cx);
+        if polled.is_ready() {
+            return polled;
+        }
+        while let Some(at) = this.cut.armed_for() {
+            if this.timer.deadline().into_std() > at || this.timer.is_elapsed() {
+                if at <= Instant::now() {
+                    this.cut.shut_down();
+                    break;
+                }
+                this.timer.as_mut().reset(at.into());
+            } else {
+                // It was polled when it was set: it wakes this task at `at`, or earlier, and then is set anew.
+                break;
+            }
+            if this.timer.as_mut().poll(cx).is_pending() {
+                break;
+            }
+        }
+        Poll::Pending
+    }
+}
