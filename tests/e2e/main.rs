@@ -39,6 +39,8 @@ mod pools;
 mod retries;
 mod webhooks;
 
+mod chaos;
+mod overload;
 
 mod logs;
 mod metrics;

@@ -14,6 +14,8 @@ pub mod burst;
 pub mod client;
 pub mod fleet;
 pub mod gateway;
+pub mod instance;
+pub mod load;
 pub mod redis;
 pub mod token;
 pub mod upstream;
@@ -25,6 +27,8 @@ pub mod prelude {
     pub use super::client::{Broken, Client, Connection, Request, Response, noise};
     pub use super::fleet::{Conf, Fleet};
     pub use super::gateway::{Exit, Gateway, GatewayBuilder, SERVICES, TempFile};
+    pub use super::instance::Instance;
+    pub use super::load::{Exchange, Load, Running, Traffic, alone};
     pub use super::redis::Redis;
     pub use super::token::{self, KeyPair, Token};
     pub use super::upstream::{Recorded, Reply, Upstream, refused_addr};
