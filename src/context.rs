@@ -8,7 +8,7 @@ use http::HeaderValue;
 
 use crate::admit::auth::Caller;
 use crate::admit::cors::Origin;
-use crate::admit::limits::Standing;
+use crate::admit::limits::{Standing, Who};
 use crate::forward::deadline::Deadline;
 use crate::forward::exchange::Exchange;
 use crate::observe::registry::InProgress;
@@ -43,6 +43,8 @@ pub struct Ctx {
     pub target: Option<String>,
     /// (admit)
     pub caller: Option<Arc<Caller>>,
+    /// The event that a purchase is about. (admit)
+    pub event: Option<Box<str>>,
     /// Where the tightest limit stands. (admit)
     pub standing: Option<Standing>,
     /// (admit)
@@ -74,6 +76,7 @@ impl Ctx {
             method: None,
             target: None,
             caller: None,
+            event: None,
             standing: None,
             in_progress: None,
             deadline: None,
@@ -87,6 +90,16 @@ impl Ctx {
     /// The id as text: it is ours or was found to be letters, digits, `.`, `_` and `-`.
     pub fn request_id(&self) -> &str {
         self.request_id.to_str().unwrap_or_default()
+    }
+
+    /// Whose limits the request meets, once its route is known.
+    pub fn who(&self) -> Option<Who<'_>> {
+        Some(Who {
+            caller: self.caller.as_deref(),
+            client: self.client,
+            method: self.method?,
+            event: self.event.as_deref(),
+        })
     }
 
     pub fn is_webhook(&self) -> bool {

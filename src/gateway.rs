@@ -155,7 +155,10 @@ impl ProxyHttp for Gateway {
         let refusal = match Exchange::begin(session, route, method, tenant, deadline).await {
             Ok(exchange) => {
                 ctx.exchange = Some(exchange);
-                reply::tell_to_continue(session).await?;
+                // One whose body was read for a policy has been told already.
+                if !session.as_mut().is_body_done() {
+                    reply::tell_to_continue(session).await?;
+                }
                 return Ok(true);
             }
             Err(NotSent::ClientGone(error)) => return Err(error),
@@ -293,6 +296,11 @@ impl ProxyHttp for Gateway {
                 .is_some()
         {
             session.set_keepalive(None);
+        }
+        if response.status.as_u16() < 400
+            && let (Some(route), Some(who)) = (&ctx.route, ctx.who())
+        {
+            self.limits.forgive(&route.limits, who);
         }
         self.stamp_response(response, ctx);
         Ok(())

@@ -19,6 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::admit::address::TrustedProxies;
 use crate::admit::auth::Attempts;
+use crate::admit::limits::{Books, Shared};
 use crate::admit::permissions::Roles;
 use crate::config::{self, Duration as Time, File, Problems, ServiceName};
 use crate::connection::{Front, FrontParts, Times};
@@ -163,10 +164,19 @@ pub fn compile(
         Arc::new(Revoked::default()),
         Arc::new(RedisHealth::default()),
     );
-    let follow = redis.compile(revoked.clone(), redis_health.clone(), p);
+    let threads = if threads == 0 {
+        std::thread::available_parallelism().map_or(1, usize::from)
+    } else {
+        threads
+    };
+    let redis = redis.compile(revoked.clone(), redis_health.clone(), threads, p);
+    let books = Arc::new(Books::default());
+    let shared = redis
+        .as_ref()
+        .map(|redis| Shared::new(redis.commands.clone(), books.clone()));
     let (head, body) = sizes.compile(p);
     let roles = Arc::new(Roles::compile(roles, p));
-    let limits = limits.compile(p);
+    let limits = limits.compile(shared, p);
     let attempts = Attempts {
         success: metrics
             .authentication_attempts
@@ -209,7 +219,11 @@ pub fn compile(
     let mut tasks: Vec<Box<dyn BackgroundService + Send + Sync>> =
         vec![Box::new(HealthChecks::new(pools.clone()))];
     tasks.extend(auth.jwks_refresh().map(|task| Box::new(task) as Box<_>));
-    tasks.extend(follow.map(|task| Box::new(task) as Box<_>));
+    tasks.extend(
+        redis
+            .into_iter()
+            .flat_map(|redis| redis.tasks(books.clone())),
+    );
     Ok(Compiled {
         front: FrontParts {
             limits: head,
@@ -242,11 +256,7 @@ pub fn compile(
         pools,
         ops,
         listen: SocketAddr::new(host, port),
-        threads: if threads == 0 {
-            std::thread::available_parallelism().map_or(1, usize::from)
-        } else {
-            threads
-        },
+        threads,
         shutdown_timeout: shutdown_timeout.0,
         upstream_connections,
     })

@@ -25,6 +25,7 @@ use crate::reply::{Answer, Refusal};
 use crate::route::{Found, MethodIndex, Route, rebuild_target, split_target, target_of};
 use auth::{AuthError, AuthRule, Caller, Identified, MissingPermission};
 use cors::Cors;
+use limits::event;
 
 /// What admission came to, when it did not refuse.
 pub enum Admitted {
@@ -96,12 +97,15 @@ impl Gateway {
                     if matches!(error, AuthError::TooManyFailures(_)) {
                         self.rate_limited("authentication");
                     }
-                    self.spend(ctx)?; // 429
+                    self.spend(ctx).await?; // 429
                     return Err(error.into()); // 401, 429
                 }
             }
         }
-        self.spend(ctx)?; // 429
+        if ctx.who().is_some_and(|who| route.limits_by_event(who)) {
+            ctx.event = Some(Box::pin(event::read(session)).await?); // 400, 408, 413
+        }
+        self.spend(ctx).await?; // 429
         Ok(Admitted::GoOn)
     }
 
@@ -128,14 +132,11 @@ impl Gateway {
         }
     }
 
-    fn spend(&self, ctx: &mut Ctx) -> Result<(), Refusal> {
-        let Some(route) = &ctx.route else {
+    async fn spend(&self, ctx: &mut Ctx) -> Result<(), Refusal> {
+        let (Some(route), Some(who)) = (&ctx.route, ctx.who()) else {
             return Ok(());
         };
-        match self
-            .limits
-            .spend(&route.limits, ctx.caller.as_deref(), ctx.client, ctx.start)
-        {
+        match self.limits.spend(&route.limits, who, ctx.start).await {
             Ok(standing) => {
                 ctx.standing = standing;
                 Ok(())

@@ -19,8 +19,11 @@ impl Event {
             Refusal::InvalidToken => ("authentication_failed", "medium"),
             Refusal::AuthRequired | Refusal::TokenExpired => ("authentication_failed", "low"),
             Refusal::Forbidden(_) => ("authorization_failed", "medium"),
+            Refusal::RateLimited(exceeded) if exceeded.block_began => ("bot_detected", "high"),
             Refusal::RateLimited(_) => ("rate_limit_exceeded", "medium"),
-            Refusal::Malformed(_) | Refusal::BadPath(_) => ("malformed_request", "medium"),
+            Refusal::Malformed(_) | Refusal::BadPath(_) | Refusal::BadBody(_) => {
+                ("malformed_request", "medium")
+            }
             _ => return None,
         };
         Some(Self { name, severity })

@@ -25,6 +25,8 @@ pub enum Refusal {
     BadPath(&'static str),
     /// A header field has no meaning that we could go by.
     BadHeader(&'static str),
+    /// Neither has the body, where a policy needs to know what it says.
+    BadBody(&'static str),
     AuthRequired,
     InvalidToken,
     TokenExpired,
@@ -68,7 +70,7 @@ impl Refusal {
         use StatusCode as S;
         let (status, code, message): (_, _, Cow<'static, str>) = match self {
             Refusal::Malformed(why) => (S::BAD_REQUEST, "BAD_REQUEST", (*why).into()),
-            Refusal::BadPath(why) | Refusal::BadHeader(why) => {
+            Refusal::BadPath(why) | Refusal::BadHeader(why) | Refusal::BadBody(why) => {
                 (S::BAD_REQUEST, "BAD_REQUEST", (*why).into())
             }
             Refusal::AuthRequired => (

@@ -12,7 +12,7 @@ use http::{HeaderName, Method};
 use pingora::http::RequestHeader;
 
 use crate::admit::auth::AuthRule;
-use crate::admit::limits::{GLOBAL, Limits, MAX_RULES, Rule};
+use crate::admit::limits::{GLOBAL, Limits, MAX_RULES, Rule, Who};
 use crate::admit::permissions::{Owner, Required, Roles, is_permission};
 use crate::admit::size::BodyLimit;
 use crate::config::Problems;
@@ -297,6 +297,13 @@ fn compile_limits(
 // === impl Route ===
 
 impl Route {
+    /// Whether the request has to say what event it is about.
+    pub fn limits_by_event(&self, who: Who<'_>) -> bool {
+        self.limits
+            .iter()
+            .any(|rule| rule.per_event && rule.counts(who))
+    }
+
     pub fn permission(&self, method: MethodIndex) -> Option<&Required> {
         self.permissions[method.0].as_ref()
     }

@@ -84,19 +84,18 @@ impl Follow {
     }
 
     async fn connect(&self) -> RedisResult<(MultiplexedConnection, UnboundedReceiver<PushInfo>)> {
-        let mut settings = RedisConnectionInfo::default()
-            .set_db(self.db)
-            .set_protocol(ProtocolVersion::RESP3);
-        if let Some(password) = &self.password {
-            settings = settings.set_password(password.expose());
-        }
-        let address = ConnectionAddr::Tcp(self.host.clone(), self.port).into_connection_info()?;
+        let client = client(
+            &self.host,
+            self.port,
+            self.password.as_ref(),
+            self.db,
+            ProtocolVersion::RESP3,
+        )?;
         let (sender, pushes) = unbounded_channel();
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.connect_timeout))
             .set_response_timeout(Some(ANSWER))
             .set_push_sender(sender);
-        let client = Client::open(address.set_redis_settings(settings))?;
         let mut redis = client
             .get_multiplexed_async_connection_with_config(&config)
             .await?;
@@ -155,6 +154,24 @@ impl Follow {
         }
         Ok(())
     }
+}
+
+/// For connections to the configured server.
+pub fn client(
+    host: &str,
+    port: u16,
+    password: Option<&Secret>,
+    db: i64,
+    protocol: ProtocolVersion,
+) -> RedisResult<Client> {
+    let mut settings = RedisConnectionInfo::default()
+        .set_db(db)
+        .set_protocol(protocol);
+    if let Some(password) = password {
+        settings = settings.set_password(password.expose());
+    }
+    let address = ConnectionAddr::Tcp(host.to_owned(), port).into_connection_info()?;
+    Client::open(address.set_redis_settings(settings))
 }
 
 /// A key of another type is there, too: it revokes, and its value is no time.

@@ -1,8 +1,10 @@
 //! What is shared between processes, and what holds while Redis is away.
 //!
-//! Without `redis.host` everything is kept in this process. With it, revocations are followed in Redis; while it is
-//! away the last known set holds and /ready says so (decisions 23 and 33). No request ever waits for Redis.
+//! Without `redis.host` everything is kept in this process. With it, revocations are followed in Redis, and limits are
+//! counted there, in one call a request that has a hard time limit. While it is away the last known set and the process'
+//! own windows hold, no request waits for it, and /ready says so (decisions 23 and 33).
 
+mod client;
 mod follow;
 mod keys;
 mod revoked;
@@ -10,10 +12,14 @@ mod revoked;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use pingora::services::background::BackgroundService;
+use redis::ProtocolVersion;
 use serde::Deserialize;
 
 use crate::config::{Duration, Problems, Secret};
-pub use follow::Follow;
+use client::Keeper;
+pub use client::{Away, Prepare, Redis};
+use follow::Follow;
 pub use revoked::{Revoked, TokenFacts};
 
 #[derive(Debug, Deserialize)]
@@ -25,6 +31,16 @@ pub struct RedisConfig {
     pub password: Option<Secret>,
     pub db: i64,
     pub connect_timeout: Duration,
+    /// For one command on the path of a request: after it the request goes on without Redis.
+    pub command_timeout: Duration,
+}
+
+/// What runs with Redis.
+pub struct Connected {
+    pub follow: Follow,
+    pub commands: Arc<Redis>,
+    client: redis::Client,
+    connect_timeout: std::time::Duration,
 }
 
 /// Whether Redis can be had, for /ready and the metrics.
@@ -47,6 +63,7 @@ impl Default for RedisConfig {
             password: None,
             db: 0,
             connect_timeout: Duration::secs(5),
+            command_timeout: Duration::millis(50),
         }
     }
 }
@@ -56,29 +73,55 @@ impl RedisConfig {
         self,
         revoked: Arc<Revoked>,
         health: Arc<RedisHealth>,
+        connections: usize,
         problems: &mut Problems,
-    ) -> Option<Follow> {
+    ) -> Option<Connected> {
         let Self {
             host,
             port,
             password,
             db,
             connect_timeout,
+            command_timeout,
         } = self;
-        if connect_timeout.0.is_zero() {
-            problems.add("redis.connect_timeout", "must be longer than nothing");
+        for (name, time) in [
+            ("connect_timeout", connect_timeout),
+            ("command_timeout", command_timeout),
+        ] {
+            if time.0.is_zero() {
+                problems.add(format!("redis.{name}"), "must be longer than nothing");
+            }
         }
         let host = host?;
         health.set(RedisState::Away);
-        Some(Follow::new(
-            host,
-            port,
-            password,
-            db,
-            connect_timeout.0,
-            revoked,
-            health,
-        ))
+        let client = follow::client(&host, port, password.as_ref(), db, ProtocolVersion::RESP2)
+            .inspect_err(|e| problems.add("redis", e.to_string()))
+            .ok()?;
+        Some(Connected {
+            follow: Follow::new(host, port, password, db, connect_timeout.0, revoked, health),
+            commands: Arc::new(Redis::new(connections, command_timeout.0)),
+            client,
+            connect_timeout: connect_timeout.0,
+        })
+    }
+}
+
+impl Connected {
+    /// The tasks that run beside the requests.
+    pub fn tasks(self, prepare: Arc<dyn Prepare>) -> [Box<dyn BackgroundService + Send + Sync>; 2] {
+        let Self {
+            follow,
+            commands: redis,
+            client,
+            connect_timeout,
+        } = self;
+        let keeper = Keeper {
+            redis,
+            client,
+            connect_timeout,
+            prepare,
+        };
+        [Box::new(follow), Box::new(keeper)]
     }
 }
 

@@ -268,7 +268,7 @@ routes: [{{ path: /e/*, service: event-service, auth: token }}]
         gateway.access_line("wins-1")["service"],
         "of-the-environment"
     );
-    assert_eq!(gateway.metric("downstream_connections"), 0.0);
+    gateway.wait_metric("downstream_connections", |open| open == 0.0);
 
     let gateway = Gateway::with(&yaml)
         .env("EVENT_SERVICE_URL", backend.url())

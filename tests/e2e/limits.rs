@@ -522,6 +522,228 @@ fn sha256(text: &str) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+#[test]
+fn failed_payments_are_five_an_hour_and_those_that_succeed_are_not_counted() {
+    let redis = Redis::start();
+    for shared in [false, true] {
+        let payments = Upstream::start();
+        let gateway = Gateway::platform().env("PAYMENT_SERVICE_URL", payments.url());
+        let gateway = match shared {
+            true => gateway
+                .env("REDIS_HOST", "127.0.0.1")
+                .env("REDIS_PORT", redis.port()),
+            false => gateway,
+        };
+        let gateway = gateway.start();
+        if shared {
+            gateway.wait_metric("redis_up", |up| up == 1.0);
+        }
+        let pay = |user: &str, status: u16| {
+            payments.set(move |_| Reply::status(status));
+            Request::post("/api/v1/payments/process")
+                .bearer(&Token::user(user).role("customer").hs256())
+                .body("{}")
+                .send_to(gateway.addr())
+        };
+        for _ in 0..8 {
+            assert_eq!(pay("u1", 201).status, 201, "shared: {shared}");
+        }
+        // What is given back to Redis is given back beside the answers.
+        wait_until("the successes are given back", || {
+            pay("u1", 200).header("X-RateLimit-Remaining") == Some("4")
+        });
+        for i in 0..5 {
+            assert_eq!(pay("u1", 402).status, 402, "shared: {shared}: failure {i}");
+        }
+        let refused = pay("u1", 201);
+        assert_eq!(refused.status, 429, "shared: {shared}");
+        assert_eq!(refused.header("X-RateLimit-Limit"), Some("5"));
+        assert!((3500..=3600).contains(&number(&refused, "Retry-After")));
+        assert_eq!(pay("u2", 201).status, 201, "another user");
+        let looked = Request::get("/api/v1/payments/1")
+            .bearer(&Token::user("u1").role("customer").hs256())
+            .send_to(gateway.addr());
+        assert_eq!(looked.status, 201, "who only looks does not pay");
+        let hook = Request::post("/api/v1/payments/webhooks/x").body("{}");
+        assert_eq!(hook.send_to(gateway.addr()).status, 201);
+    }
+}
+
+#[test]
+fn purchases_are_limited_by_user_and_event_and_who_exceeds_that_is_kept_out() {
+    let redis = Redis::start();
+    for shared in [false, true] {
+        let (tickets, gateway) = box_office(shared.then_some(&redis), 3, 2000, 4000);
+        let buy = |user: &str, event: &str| {
+            purchase(user)
+                .body(format!(r#"{{"eventId":"{event}","quantity":2}}"#))
+                .send_to(gateway.addr())
+        };
+        for remaining in ["2", "1", "0"] {
+            let response = buy("u1", "e1");
+            assert_eq!(response.status, 200, "shared: {shared}");
+            assert_eq!(response.header("X-RateLimit-Remaining"), Some(remaining));
+        }
+        let sent = Instant::now();
+        let refused = buy("u1", "e1");
+        assert_eq!(refused.status, 429, "shared: {shared}");
+        assert_eq!(refused.header("X-RateLimit-Limit"), Some("3"));
+        let seconds = number(&refused, "Retry-After");
+        assert!((4..=5).contains(&seconds), "kept out for {seconds} s");
+        let audit = gateway.wait_log(|line| line["event"] == "bot_detected");
+        assert_eq!(audit["userId"], "u1");
+        assert_eq!(audit["severity"], "high");
+        assert_eq!(buy("u1", "e2").status, 200, "another event");
+        assert_eq!(buy("u2", "e1").status, 200, "another user");
+        assert_eq!(buy("u1", "e1").status, 429);
+        let looked = Request::get("/api/v1/tickets/1").bearer(&Token::user("u1").hs256());
+        assert_eq!(looked.send_to(gateway.addr()).status, 200);
+        let detected = |line: &Value| line["event"] == "bot_detected";
+        assert_eq!(
+            gateway.log_lines().iter().filter(|l| detected(l)).count(),
+            1
+        );
+        if shared {
+            let key = "rl:ticket:u1:e1";
+            let left: i64 = redis.command(&["PTTL", key]).trim().parse().unwrap();
+            assert!((1..=5000).contains(&left), "{left} ms");
+            redis.command(&["DEL", key]);
+            assert_eq!(buy("u1", "e1").status, 200, "as the runbook has it");
+        } else {
+            wait_until("the block is over", || buy("u1", "e1").status == 200);
+            let kept_out = sent.elapsed();
+            assert!(kept_out > Duration::from_millis(3900), "{kept_out:?}");
+        }
+        let seen = tickets.requests();
+        let bought = seen.iter().filter(|request| request.method == "POST");
+        assert!(bought.clone().count() >= 6);
+        for request in bought {
+            let body: Value = serde_json::from_slice(&request.body).unwrap();
+            assert_eq!(body["quantity"], 2, "the body came as it was");
+        }
+        redis.command(&["FLUSHALL"]);
+    }
+}
+
+#[test]
+fn a_purchase_cannot_hide_its_event() {
+    let (tickets, gateway) = box_office(None, 100, 60_000, 60_000);
+    for body in [
+        r#"{"eventId":"e1","eventId":"e2"}"#,
+        r#"{"eventId":"e1","\u0065ventId":"e2"}"#,
+        r#"[{"eventId":"e1"}]"#,
+        r#"{"eventId":{"id":"e1"}}"#,
+        "eventId=e1",
+    ] {
+        let response = purchase("u1").body(body).send_to(gateway.addr());
+        assert_eq!(response.status, 400, "{body}");
+        assert_eq!(response.json()["code"], "BAD_REQUEST");
+    }
+    let zipped = purchase("u1").header("Content-Encoding", "gzip").body("x");
+    assert_eq!(zipped.send_to(gateway.addr()).status, 400);
+    let large = format!(r#"{{"eventId":"e1","note":"{}"}}"#, "x".repeat(64 << 10));
+    assert_eq!(
+        purchase("u1").body(large).send_to(gateway.addr()).status,
+        413
+    );
+    assert_eq!(tickets.count(), 0, "nothing of these was forwarded");
+
+    let body = format!(r#"{{"eventId":"e1","note":"{}"}}"#, "x".repeat(60_000));
+    let chunked = purchase("u1").chunked(body.as_bytes().chunks(7000).collect());
+    assert_eq!(chunked.send_to(gateway.addr()).status, 200);
+    let waiting = purchase("u1")
+        .header("Expect", "100-continue")
+        .body(body.clone());
+    let mut connection = Client::to(gateway.addr()).connect();
+    connection.send(&waiting.head_bytes());
+    assert_eq!(connection.read_response().status, 100);
+    connection.send(body.as_bytes());
+    assert_eq!(connection.read_response().status, 200, "and no second 100");
+    assert_eq!(
+        purchase("u1").send_to(gateway.addr()).status,
+        200,
+        "no body"
+    );
+    let bodies: Vec<Vec<u8>> = tickets.requests().into_iter().map(|r| r.body).collect();
+    assert_eq!(bodies, [body.as_bytes(), body.as_bytes(), b""]);
+}
+
+#[test]
+fn a_keys_tier_multiplies_its_limits() {
+    let digest = |key: &str| {
+        Sha256::digest(key)
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect::<String>()
+    };
+    let backend = Upstream::start();
+    let tiers = [
+        ("plain", "", 2),
+        ("free", "free", 2),
+        ("standard", "standard", 10),
+        ("premium", "premium", 20),
+    ];
+    let keys: Vec<String> = tiers
+        .iter()
+        .map(|(name, tier, _)| {
+            let tier = match *tier {
+                "" => String::new(),
+                tier => format!(", tier: {tier}"),
+            };
+            format!(
+                "{name}: {{ sha256: {}, tenant_id: t, permissions: []{tier} }}",
+                digest(name)
+            )
+        })
+        .collect();
+    let gateway = Gateway::with(&format!(
+        "auth: {{ api_keys: {{ {} }} }}
+limits: {{ global: {{ max: 2, window: 60s }} }}
+services: {{ s: {{ url: '{}' }} }}
+routes: [{{ path: /x, service: s, auth: token-or-key }}]",
+        keys.join(", "),
+        backend.url()
+    ))
+    .start();
+    for (name, _, max) in tiers {
+        let ask = || {
+            Request::get("/x")
+                .header("X-API-Key", name)
+                .send_to(gateway.addr())
+        };
+        for _ in 0..max {
+            assert_eq!(ask().status, 200, "{name}");
+        }
+        let refused = ask();
+        assert_eq!(refused.status, 429, "{name}");
+        assert_eq!(refused.header("X-RateLimit-Limit"), Some(&*max.to_string()));
+    }
+}
+
+fn purchase(user: &str) -> Request {
+    Request::post("/api/v1/tickets/purchase").bearer(&Token::user(user).role("admin").hs256())
+}
+
+/// The platform with a ticket service, and this ticket limit: requests, and milliseconds of its window and block.
+fn box_office(redis: Option<&Redis>, max: u32, window: u32, block: u32) -> (Upstream, Gateway) {
+    let tickets = Upstream::start();
+    let mut gateway = Gateway::platform()
+        .env("TICKET_SERVICE_URL", tickets.url())
+        .env("RATE_LIMIT_TICKET_MAX", max)
+        .env("RATE_LIMIT_TICKET_WINDOW", window)
+        .env("RATE_LIMIT_TICKET_BLOCK", block);
+    if let Some(redis) = redis {
+        gateway = gateway
+            .env("REDIS_HOST", "127.0.0.1")
+            .env("REDIS_PORT", redis.port());
+    }
+    let gateway = gateway.start();
+    if redis.is_some() {
+        gateway.wait_metric("redis_up", |up| up == 1.0);
+    }
+    (tickets, gateway)
+}
+
 #[track_caller]
 fn start(limits: &str) -> (Upstream, Gateway) {
     start_with(limits, |gateway| gateway)

@@ -25,6 +25,7 @@ mod permissions;
 mod revocation;
 
 mod limits;
+mod shared_limits;
 
 mod answers;
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::{AuthError, Caller, Source};
+use super::{AuthError, Caller, Source, Tier};
 use crate::admit::permissions::{Permissions, is_permission};
 use crate::config::Problems;
 
@@ -22,6 +22,8 @@ pub struct ApiKeyConfig {
     pub sha256: String,
     pub tenant_id: String,
     pub permissions: Vec<String>,
+    #[serde(default)]
+    pub tier: Tier,
     #[serde(default)]
     pub expires_at: Option<String>,
 }
@@ -43,6 +45,7 @@ impl ApiKeys {
                 sha256,
                 tenant_id,
                 permissions,
+                tier,
                 expires_at,
             } = key;
             for (i, permission) in permissions
@@ -83,6 +86,7 @@ impl ApiKeys {
                 permissions,
                 tenant,
                 source: Source::ApiKey,
+                tier,
             });
             if keys.insert(digest, ApiKey { caller, expires_at }).is_some() {
                 problems.add(format!("{place}.sha256"), "is the key of another entry too");

@@ -76,6 +76,17 @@ pub struct Caller {
     pub tenant: HeaderValue,
     /// What `X-Tenant-Source` tells the backends.
     pub source: Source,
+    pub tier: Tier,
+}
+
+/// How many times the limits are a caller's: the documented multipliers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    #[default]
+    Free = 1,
+    Standard = 5,
+    Premium = 10,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::jwks::{Jwks, JwksRefresh};
 use super::keys::{VerifyingKey, local_keys};
-use super::{AuthError, Caller, JwtConfig, Source};
+use super::{AuthError, Caller, JwtConfig, Source, Tier};
 use crate::admit::permissions::{Permissions, Roles};
 use crate::config::{Problems, Stage};
 use crate::state::{Revoked, TokenFacts};
@@ -257,6 +257,7 @@ impl Tokens {
             issued: iat.unwrap_or(0.0) as i64,
         };
         let caller = Caller {
+            tier: Tier::default(),
             id: id.into(),
             role: role.and_then(|role| self.roles.id(&role)),
             permissions: Permissions::new(permissions),

@@ -69,6 +69,7 @@ impl FailureGuard {
             key: self.failures.hash(&super::counted(client)),
             max: self.max,
             window: self.window,
+            block: std::time::Duration::ZERO,
         }
     }
 }

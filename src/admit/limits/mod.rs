@@ -3,7 +3,10 @@
 //! Limits add up: a request meets the global one and those that its route names. All of them are decided in one step,
 //! and a request that is refused by one spends nothing on any (decision 20).
 
+mod config;
+pub mod event;
 mod failures;
+mod shared;
 mod window;
 
 use std::collections::BTreeMap;
@@ -14,64 +17,40 @@ use std::time::Instant;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use once_cell::sync::Lazy;
 use pingora_limits::rate::Rate;
-use serde::Deserialize;
 
-use super::auth::Caller;
-use crate::config::{Duration, Problems};
+use super::auth::{Caller, Tier};
+use crate::route::{METHODS, MethodIndex};
+pub use config::LimitsConfig;
+use config::check_rule;
 pub use failures::{FailureGuard, FailureGuardConfig};
+use shared::Decision;
+pub use shared::{Books, Shared};
 use window::{Ask, Windows};
 pub use window::{Exceeded, Standing};
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LimitsConfig {
-    pub enabled: bool,
-    pub flood: FloodConfig,
-    pub global: GlobalConfig,
-    /// Accepted with the documented variables; the purchase limit itself needs the body's event.
-    pub ticket: TicketConfig,
-    /// Further limits by name, for routes to list.
-    pub rules: BTreeMap<String, RuleConfig>,
-    /// Most keys that are remembered; the longest idle give way.
-    pub max_keys: usize,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct FloodConfig {
-    /// Requests a second from one address, whoever they are for. A guard, counted in one-second steps.
-    pub per_second: u32,
-}
-
-/// The one rule that has defaults.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct GlobalConfig {
-    pub max: u32,
-    pub window: Duration,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RuleConfig {
-    pub max: u32,
-    pub window: Duration,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TicketConfig {
-    pub max: u32,
-    pub window: Duration,
-    pub block: Duration,
-}
 
 /// One limit: at most `max` requests of a key in any `window`.
 #[derive(Debug)]
 pub struct Rule {
+    /// Empty for the global one.
+    name: Box<str>,
     id: u32,
     max: u32,
     window: std::time::Duration,
+    /// How long one who exceeds it is kept out.
+    block: std::time::Duration,
+    methods: [bool; METHODS.len()],
+    skip_successes: bool,
+    pub per_event: bool,
+}
+
+/// Whose request it is, and what it is.
+#[derive(Clone, Copy)]
+pub struct Who<'a> {
+    pub caller: Option<&'a Caller>,
+    pub client: IpAddr,
+    pub method: MethodIndex,
+    /// What the body says, on a route with a limit by event.
+    pub event: Option<&'a str>,
 }
 
 /// Every limit of the gateway, and who has spent what.
@@ -80,6 +59,8 @@ pub struct Limits {
     flood: Option<Flood>,
     rules: BTreeMap<String, Arc<Rule>>,
     windows: Windows,
+    /// One window for all processes, where Redis is configured.
+    shared: Option<Shared>,
 }
 
 struct Flood {
@@ -87,118 +68,11 @@ struct Flood {
     rate: Rate,
 }
 
-impl Default for GlobalConfig {
-    fn default() -> Self {
-        Self {
-            max: 100,
-            window: Duration::secs(60),
-        }
-    }
-}
-
 /// The name of the limit that every route has unless it says otherwise.
 pub const GLOBAL: &str = "global";
 
-impl Default for LimitsConfig {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            flood: FloodConfig::default(),
-            global: GlobalConfig::default(),
-            ticket: TicketConfig::default(),
-            rules: BTreeMap::new(),
-            max_keys: 1_000_000,
-        }
-    }
-}
-
-impl Default for FloodConfig {
-    fn default() -> Self {
-        Self { per_second: 500 }
-    }
-}
-
-impl Default for TicketConfig {
-    fn default() -> Self {
-        Self {
-            max: 5,
-            window: Duration::secs(60),
-            block: Duration::secs(300),
-        }
-    }
-}
-
-impl LimitsConfig {
-    pub fn compile(self, problems: &mut Problems) -> Limits {
-        let Self {
-            enabled,
-            flood,
-            global,
-            ticket,
-            rules: named,
-            max_keys,
-        } = self;
-        let FloodConfig { per_second } = flood;
-        let TicketConfig { max, window, block } = ticket;
-        check_rule("limits.ticket", max, window, problems);
-        if block.0.is_zero() {
-            problems.add("limits.ticket.block", "must be longer than nothing");
-        }
-        if per_second == 0 {
-            problems.add(
-                "limits.flood.per_second",
-                "must be at least 1; set limits.enabled: false to turn limits off",
-            );
-        }
-        if max_keys < 1_000 {
-            problems.add("limits.max_keys", "must be at least 1000");
-        }
-        if named.contains_key(GLOBAL) {
-            problems.add("limits.rules.global", "is the name of limits.global");
-        }
-        let mut rules = BTreeMap::new();
-        let GlobalConfig { max, window } = global;
-        let global = RuleConfig { max, window };
-        for (name, RuleConfig { max, window }) in
-            std::iter::once((GLOBAL.to_owned(), global)).chain(named)
-        {
-            let place = if name == GLOBAL {
-                "limits.global".to_owned()
-            } else {
-                format!("limits.rules.{name}")
-            };
-            check_rule(&place, max, window, problems);
-            let id = rules.len() as u32;
-            rules.insert(
-                name,
-                Arc::new(Rule {
-                    id,
-                    max,
-                    window: window.0,
-                }),
-            );
-        }
-        let flood = enabled.then(|| Flood {
-            per_second: isize::try_from(per_second).unwrap_or(isize::MAX),
-            rate: Rate::new(std::time::Duration::from_secs(1)),
-        });
-        Limits {
-            enabled,
-            flood,
-            rules,
-            windows: Windows::new(max_keys),
-        }
-    }
-}
-
-fn check_rule(place: &str, max: u32, window: Duration, problems: &mut Problems) {
-    if max == 0 {
-        problems.add(format!("{place}.max"), "must be at least 1");
-    }
-    if window < Duration::millis(100) || window > Duration::secs(7 * 86_400) {
-        problems.add(format!("{place}.window"), "must be from 100ms to 7d");
-    }
-}
+/// The name of the limit of purchases, for routes to list.
+const TICKET: &str = "ticket";
 
 // === impl Limits ===
 
@@ -216,10 +90,7 @@ impl Limits {
             return Ok(());
         };
         if flood.rate.observe(&counted(client), 1) > flood.per_second {
-            return Err(Exceeded {
-                limit: flood.per_second as u32,
-                retry_after_secs: 1,
-            });
+            return Err(Exceeded::after_ms(flood.per_second as u32, 1000));
         }
         Ok(())
     }
@@ -228,31 +99,158 @@ impl Limits {
     ///
     /// # Errors
     /// When one of the rules is used up: with the time until this request would pass.
-    pub fn spend(
+    pub async fn spend(
         &self,
         rules: &[Arc<Rule>],
-        caller: Option<&Caller>,
-        client: IpAddr,
+        who: Who<'_>,
         now: Instant,
     ) -> Result<Option<Standing>, Exceeded> {
-        if !self.enabled || rules.is_empty() {
+        if !self.enabled {
             return Ok(None);
         }
-        let who = match caller {
-            Some(caller) => self.windows.hash(&caller.limit_key()),
-            None => self.windows.hash(&("rl:ip:", counted(client))),
-        };
+        let hash = self.hash(who);
         let mut asks = [Ask::default(); MAX_RULES];
-        for (ask, rule) in asks.iter_mut().zip(rules) {
-            *ask = Ask {
-                key: self.windows.hash(&(rule.id, who)),
-                max: rule.max,
-                window: rule.window,
-            };
+        let mut count = 0;
+        for (ask, rule) in asks
+            .iter_mut()
+            .zip(rules.iter().filter(|rule| rule.counts(who)))
+        {
+            *ask = self.ask(rule, who, hash);
+            count += 1;
         }
-        self.windows
-            .spend(&asks[..rules.len().min(MAX_RULES)], now)
-            .map(Some)
+        let asks = &asks[..count];
+        match &self.shared {
+            _ if asks.is_empty() => Ok(None),
+            None => self.windows.spend(asks, now).map(Some),
+            Some(shared) => {
+                let keys = rules
+                    .iter()
+                    .filter(|rule| rule.counts(who))
+                    .map(|rule| rule.key(who));
+                let limits: Vec<(String, Ask)> = keys.zip(asks.iter().copied()).collect();
+                // Boxed: without Redis no request carries its future about.
+                Box::pin(self.spend_shared(shared, limits, now))
+                    .await
+                    .map(Some)
+            }
+        }
+    }
+
+    /// The request was answered well: those rules that do not count such requests take it back.
+    pub fn forgive(&self, rules: &[Arc<Rule>], who: Who<'_>) {
+        let forgiving = |rule: &&Arc<Rule>| rule.skip_successes && rule.counts(who);
+        if !self.enabled || !rules.iter().any(|rule| forgiving(&rule)) {
+            return;
+        }
+        let hash = self.hash(who);
+        let mut keys = Vec::new();
+        for rule in rules.iter().filter(forgiving) {
+            self.windows.forgive(&self.ask(rule, who, hash));
+            keys.push(rule.key(who));
+        }
+        if let Some(shared) = &self.shared {
+            shared.forgive(keys);
+        }
+    }
+
+    fn hash(&self, who: Who<'_>) -> u64 {
+        match who.caller {
+            Some(caller) => self.windows.hash(&caller.limit_key()),
+            None => self.windows.hash(&("rl:ip:", counted(who.client))),
+        }
+    }
+
+    fn ask(&self, rule: &Rule, who: Who<'_>, hash: u64) -> Ask {
+        let event = who.event.filter(|_| rule.per_event);
+        let tier = who.caller.map_or(Tier::default(), |caller| caller.tier);
+        Ask {
+            key: self.windows.hash(&(rule.id, hash, event)),
+            max: rule.max.saturating_mul(tier as u32),
+            window: rule.window,
+            block: rule.block,
+        }
+    }
+
+    async fn spend_shared(
+        &self,
+        shared: &Shared,
+        limits: Vec<(String, Ask)>,
+        now: Instant,
+    ) -> Result<Standing, Exceeded> {
+        let Ok(decision) = shared.spend(&limits).await else {
+            let asks: Vec<Ask> = limits.iter().map(|(_, ask)| *ask).collect();
+            let standing = self.windows.spend(&asks, now)?;
+            shared.note(limits, now);
+            return Ok(standing);
+        };
+        let Decision {
+            granted,
+            block_began,
+            usage,
+        } = decision;
+        let mut standings: Vec<Standing> = Vec::with_capacity(usage.len());
+        for ((_, ask), usage) in limits.iter().zip(&usage) {
+            self.windows
+                .follow(ask, usage.used, usage.leaves_in_ms, now);
+            standings.push(Standing {
+                limit: ask.max,
+                remaining: ask.max.saturating_sub(usage.used),
+                // The millisecond after the window is no part of it: a fresh grant of 60 s says 60.
+                reset_secs: (usage.leaves_in_ms.saturating_sub(u32::from(granted)))
+                    .div_ceil(1000)
+                    .max(1),
+            });
+        }
+        let tightest = standings
+            .iter()
+            .copied()
+            .min_by_key(|standing| standing.remaining);
+        let longest = standings
+            .iter()
+            .filter(|standing| standing.remaining == 0)
+            .max_by_key(|standing| standing.reset_secs);
+        match (granted, longest, tightest) {
+            (false, Some(exceeded), _) => Err(Exceeded {
+                limit: exceeded.limit,
+                retry_after_secs: exceeded.reset_secs,
+                block_began,
+            }),
+            (_, _, Some(standing)) => Ok(standing),
+            // A route without limits does not come here.
+            (_, _, None) => Ok(Standing {
+                limit: 0,
+                remaining: 0,
+                reset_secs: 0,
+            }),
+        }
+    }
+}
+
+// === impl Rule ===
+
+impl Rule {
+    pub fn counts(&self, who: Who<'_>) -> bool {
+        self.methods[who.method.0]
+    }
+
+    /// The documented key in Redis, with the name of the limit behind it where that is not the global one.
+    fn key(&self, who: Who<'_>) -> String {
+        if let (true, Some(event)) = (self.per_event, who.event) {
+            let address = || counted(who.client).to_string();
+            let user = who
+                .caller
+                .map_or_else(address, |caller| caller.id.to_string());
+            return format!("rl:ticket:{user}:{event}");
+        }
+        let mut key = match who.caller.map(Caller::limit_key) {
+            Some((prefix, id)) => format!("{prefix}{id}"),
+            None => format!("rl:ip:{}", counted(who.client)),
+        };
+        if !self.name.is_empty() {
+            key.push(':');
+            key.push_str(&self.name);
+        }
+        key
     }
 }
 

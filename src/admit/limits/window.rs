@@ -22,6 +22,8 @@ pub struct Ask {
     pub key: u64,
     pub max: u32,
     pub window: Duration,
+    /// How long one who exceeds it is kept out; nothing: until the window has room. Not shorter than the window.
+    pub block: Duration,
 }
 
 /// Where the tightest of a request's limits stands after it was granted.
@@ -39,13 +41,16 @@ pub struct Exceeded {
     pub limit: u32,
     /// Whole seconds, at least 1.
     pub retry_after_secs: u32,
+    /// This request was the one too many.
+    pub block_began: bool,
 }
 
 impl Exceeded {
-    fn after_ms(limit: u32, ms: u32) -> Self {
+    pub fn after_ms(limit: u32, ms: u32) -> Self {
         Self {
             limit,
             retry_after_secs: ms.div_ceil(1000).max(1),
+            block_began: false,
         }
     }
 }
@@ -67,6 +72,8 @@ struct Grants {
     steps: VecDeque<(u64, u32)>,
     total: u32,
     window_ms: u64,
+    /// It was exceeded, and has a block.
+    is_blocked: bool,
 }
 
 /// Keys are hashes already (seeded, so that nobody can aim at a shard).
@@ -98,17 +105,22 @@ impl Windows {
         let now_ms = self.millis(now);
         let mut held = self.lock(asks);
         let mut longest: Option<(u32, u32)> = None;
+        let mut block_began = false;
         for ask in asks {
             let shard = held.shard(ask.key);
             if let Some(grants) = shard.0.get_mut(&ask.key) {
                 grants.forget(now_ms);
                 if grants.total >= ask.max {
+                    block_began |= grants.block(now_ms, ask);
                     longest = longest.max(Some((grants.oldest_leaves_in(now_ms), ask.max)));
                 }
             }
         }
         if let Some((ms, limit)) = longest {
-            return Err(Exceeded::after_ms(limit, ms));
+            return Err(Exceeded {
+                block_began,
+                ..Exceeded::after_ms(limit, ms)
+            });
         }
         let mut tightest: Option<Standing> = None;
         for ask in asks {
@@ -117,7 +129,7 @@ impl Windows {
                 shard.make_room(now_ms);
             }
             let grants = shard.0.entry(ask.key).or_default();
-            grants.add(now_ms, ask);
+            grants.add(now_ms, ask, 1);
             let standing = Standing {
                 limit: ask.max,
                 remaining: ask.max.saturating_sub(grants.total),
@@ -134,6 +146,49 @@ impl Windows {
         }))
     }
 
+    /// Takes over what was decided elsewhere, for all processes: `used` of the limit are spent, and the oldest of them
+    /// leaves in so many milliseconds.
+    pub fn follow(&self, ask: &Ask, used: u32, leaves_in_ms: u32, now: Instant) {
+        let now_ms = self.millis(now);
+        let mut shard = self.shards[shard_of(ask.key)].lock();
+        if used == 0 {
+            shard.0.remove(&ask.key);
+            return;
+        }
+        if shard.0.len() >= self.max_keys_per_shard && !shard.0.contains_key(&ask.key) {
+            shard.make_room(now_ms);
+        }
+        let grants = shard.0.entry(ask.key).or_default();
+        grants.forget(now_ms);
+        if grants.is_blocked && used < ask.max {
+            // An operator took the block back.
+            *grants = Grants::default();
+        }
+        grants.shrink_to(used);
+        // What others were granted since we looked is as old as it can be young.
+        if grants.total < used {
+            grants.add(now_ms, ask, used - grants.total);
+        }
+        let leaves_in = Duration::from_millis(leaves_in_ms.into());
+        if leaves_in > ask.window + Duration::from_millis(step_ms(ask)) {
+            grants.keep_out(now_ms, leaves_in, ask);
+        }
+    }
+
+    /// Takes the newest grant back.
+    pub fn forgive(&self, ask: &Ask) {
+        let mut shard = self.shards[shard_of(ask.key)].lock();
+        if let Some(grants) = shard.0.get_mut(&ask.key)
+            && let Some((_, count)) = grants.steps.back_mut()
+        {
+            *count -= 1;
+            if *count == 0 {
+                grants.steps.pop_back();
+            }
+            grants.total -= 1;
+        }
+    }
+
     /// Whether a limit is used up, without spending on it.
     pub fn exceeded(&self, ask: &Ask, now: Instant) -> Option<Exceeded> {
         let now_ms = self.millis(now);
@@ -144,8 +199,10 @@ impl Windows {
             .then(|| Exceeded::after_ms(ask.max, grants.oldest_leaves_in(now_ms)))
     }
 
+    /// Never less than the longest window.
     fn millis(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.epoch).as_millis() as u64
+        const LONGEST_MS: u64 = 7 * 86_400_000;
+        LONGEST_MS + now.saturating_duration_since(self.epoch).as_millis() as u64
     }
 
     /// All shards that the asks fall into, locked in one order so that two requests never wait for each other.
@@ -166,6 +223,14 @@ impl Windows {
             }
         }
         held
+    }
+}
+
+/// To the end of a step of this length times are rounded.
+pub fn step_ms(ask: &Ask) -> u64 {
+    match ask.max {
+        ..=EXACT => 1,
+        _ => (ask.window.as_millis() as u64 / u64::from(EXACT)).max(1),
     }
 }
 
@@ -222,21 +287,51 @@ impl Grants {
             self.total -= count;
             self.steps.pop_front();
         }
+        self.is_blocked &= self.total > 0;
     }
 
-    fn add(&mut self, now_ms: u64, ask: &Ask) {
+    fn add(&mut self, now_ms: u64, ask: &Ask, new: u32) {
         self.window_ms = ask.window.as_millis() as u64;
-        let step = if ask.max <= EXACT {
-            1
-        } else {
-            (self.window_ms / u64::from(EXACT)).max(1)
-        };
+        let step = step_ms(ask);
         let end = now_ms / step * step + (step - 1);
-        self.total += 1;
+        self.total += new;
         match self.steps.back_mut() {
-            Some((last, count)) if *last == end => *count += 1,
-            _ => self.steps.push_back((end, 1)),
+            Some((last, count)) if *last == end => *count += new,
+            _ => self.steps.push_back((end, new)),
         }
+    }
+
+    /// Drops the oldest grants.
+    fn shrink_to(&mut self, total: u32) {
+        while self.total > total
+            && let Some((_, count)) = self.steps.front_mut()
+        {
+            let gone = (*count).min(self.total - total);
+            *count -= gone;
+            self.total -= gone;
+            if *count == 0 {
+                self.steps.pop_front();
+            }
+        }
+    }
+
+    /// Begins the limit's block, if it has one that has not begun.
+    fn block(&mut self, now_ms: u64, ask: &Ask) -> bool {
+        if ask.block.is_zero() || self.is_blocked {
+            return false;
+        }
+        self.keep_out(now_ms, ask.block, ask);
+        true
+    }
+
+    /// As if all had been granted so late that they leave the window after this time.
+    fn keep_out(&mut self, now_ms: u64, time: Duration, ask: &Ask) {
+        let end = now_ms + time.as_millis() as u64 - ask.window.as_millis() as u64;
+        self.steps.clear();
+        self.steps.push_back((end, ask.max));
+        self.total = ask.max;
+        self.window_ms = ask.window.as_millis() as u64;
+        self.is_blocked = true;
     }
 
     fn oldest_leaves_in(&self, now_ms: u64) -> u32 {
@@ -268,121 +363,4 @@ impl Hasher for AlreadyHashed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ask(key: u64, max: u32, window_ms: u64) -> Ask {
-        Ask {
-            key,
-            max,
-            window: Duration::from_millis(window_ms),
-        }
-    }
-
-    #[test]
-    fn max_in_a_row_pass_and_the_next_waits_for_the_window() {
-        let windows = Windows::new(1000);
-        let asks = [ask(1, 3, 1000)];
-        let at = |ms| windows.epoch + Duration::from_millis(ms);
-        for remaining in [2, 1, 0] {
-            assert_eq!(windows.spend(&asks, at(10)).unwrap().remaining, remaining);
-        }
-        assert_eq!(
-            windows.spend(&asks, at(11)),
-            Err(Exceeded {
-                limit: 3,
-                retry_after_secs: 1
-            })
-        );
-        assert!(
-            windows.spend(&asks, at(1010)).is_err(),
-            "a whole window must have passed"
-        );
-        assert!(windows.spend(&asks, at(1011)).is_ok());
-    }
-
-    #[test]
-    fn no_window_ever_holds_more_than_max() {
-        let windows = Windows::new(1000);
-        for (max, window) in [(1, 100), (7, 250), (600, 1000), (5000, 2000)] {
-            let asks = [ask(u64::from(max), max, window)];
-            let mut granted: Vec<u64> = Vec::new();
-            let mut ms = 0;
-            while ms < window * 4 {
-                ms += fastrand::u64(0..3);
-                for _ in 0..fastrand::u32(0..max.div_ceil(20) + 2) {
-                    if windows
-                        .spend(&asks, windows.epoch + Duration::from_millis(ms))
-                        .is_ok()
-                    {
-                        granted.push(ms);
-                    }
-                }
-            }
-            for (i, start) in granted.iter().enumerate() {
-                let within = granted[i..]
-                    .iter()
-                    .take_while(|t| **t < start + window)
-                    .count();
-                assert!(
-                    within <= max as usize,
-                    "{within} in {window} ms, {max} are allowed"
-                );
-            }
-            assert!(
-                granted.len() >= 2 * max as usize,
-                "{} of {max} a window",
-                granted.len()
-            );
-        }
-    }
-
-    #[test]
-    fn what_one_limit_refuses_spends_nothing_on_another() {
-        let windows = Windows::new(1000);
-        let now = windows.epoch + Duration::from_millis(5);
-        let (wide, tight) = (ask(1, 10, 1000), ask(2, 1, 1000));
-        assert_eq!(
-            windows.spend(&[wide, tight], now).unwrap(),
-            Standing {
-                limit: 1,
-                remaining: 0,
-                reset_secs: 1
-            }
-        );
-        for _ in 0..5 {
-            assert!(windows.spend(&[wide, tight], now).is_err());
-        }
-        assert_eq!(windows.spend(&[wide], now).unwrap().remaining, 8);
-    }
-
-    #[test]
-    fn the_number_of_keys_is_bounded() {
-        let windows = Windows::new(SHARDS * 16);
-        let hasher = ahash::RandomState::with_seed(1);
-        for i in 0..50_000u64 {
-            let now = windows.epoch + Duration::from_millis(i / 10);
-            windows
-                .spend(&[ask(hasher.hash_one(i), 5, 60_000)], now)
-                .unwrap();
-        }
-        let keys: usize = windows.shards.iter().map(|s| s.lock().0.len()).sum();
-        assert!(keys <= SHARDS * 17, "{keys}");
-    }
-
-    #[test]
-    fn threads_that_race_are_granted_max_together() {
-        let windows = Windows::new(1000);
-        let asks = [ask(3, 100, 60_000), ask(7 << 40, 150, 60_000)];
-        let granted: usize = std::thread::scope(|scope| {
-            let spend = || {
-                (0..500)
-                    .filter(|_| windows.spend(&asks, Instant::now()).is_ok())
-                    .count()
-            };
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(spend)).collect();
-            threads.into_iter().map(|t| t.join().unwrap()).sum()
-        });
-        assert_eq!(granted, 100);
-    }
-}
+mod tests;

@@ -1,0 +1,239 @@
+//! One window for all processes: a request's limits are decided together, in one call to Redis.
+//!
+//! While Redis is away each process goes on by itself, from what it was told last, and keeps a journal of what it grants.
+//! Before a connection that is back is used, the journal is told to Redis: what was granted meanwhile is spent.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use once_cell::sync::OnceCell;
+use parking_lot::Mutex;
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, RedisResult};
+
+use super::window::{Ask, step_ms};
+use crate::state::{Away, Prepare, Redis};
+
+/// What Redis decided about one request.
+pub struct Decision {
+    pub granted: bool,
+    /// It was one too many of a limit that blocks.
+    pub block_began: bool,
+    /// For each limit, in the order of the asks.
+    pub usage: Vec<Usage>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    pub used: u32,
+    /// Until the oldest grant leaves the window; 0 when there is none.
+    pub leaves_in_ms: u32,
+}
+
+/// The windows in Redis.
+pub struct Shared {
+    redis: Arc<Redis>,
+    books: Arc<Books>,
+}
+
+/// What connections are prepared with.
+#[derive(Default)]
+pub struct Books {
+    scripts: OnceCell<Scripts>,
+    journal: Mutex<VecDeque<Grant>>,
+}
+
+/// The digests by which Redis knows the scripts.
+struct Scripts {
+    spend: String,
+    forgive: String,
+}
+
+/// One request, granted while Redis was away.
+struct Grant {
+    limits: Vec<(String, Ask)>,
+    when: Instant,
+}
+
+const SPEND: &str = include_str!("shared.lua");
+const FORGIVE: &str = include_str!("forgive.lua");
+
+/// Grants that the journal remembers; the oldest give way.
+const LONGEST_JOURNAL: usize = 100_000;
+
+/// Grants that are told to Redis in one go.
+const CHUNK: usize = 500;
+
+impl Shared {
+    pub fn new(redis: Arc<Redis>, books: Arc<Books>) -> Self {
+        Self { redis, books }
+    }
+
+    /// Spends one on every limit, or on none.
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn spend(&self, limits: &[(String, Ask)]) -> Result<Decision, Away> {
+        let scripts = self.books.scripts.get().ok_or(Away)?;
+        let answer: Vec<u64> = self.redis.run(&command(&scripts.spend, limits)).await?;
+        let usage: Vec<Usage> = answer
+            .get(1..)
+            .unwrap_or_default()
+            .chunks_exact(2)
+            .map(|pair| Usage {
+                used: u32::try_from(pair[0]).unwrap_or(u32::MAX),
+                leaves_in_ms: u32::try_from(pair[1]).unwrap_or(u32::MAX),
+            })
+            .collect();
+        if usage.len() != limits.len() {
+            return Err(Away);
+        }
+        Ok(Decision {
+            granted: answer.first() == Some(&1),
+            block_began: answer.first() == Some(&2),
+            usage,
+        })
+    }
+
+    /// Takes a grant back from each of these, when there is time for it: nobody waits.
+    pub fn forgive(&self, mut keys: Vec<String>) {
+        keys.retain(|key| !self.books.strike(key));
+        if keys.is_empty() {
+            return;
+        }
+        let Some(scripts) = self.books.scripts.get() else {
+            return;
+        };
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(&scripts.forgive).arg(keys.len()).arg(keys);
+        let redis = self.redis.clone();
+        tokio::spawn(async move {
+            // Not taken back, it leaves with its window.
+            let _: Result<(), Away> = redis.run(&command).await;
+        });
+    }
+
+    /// A request was granted without Redis.
+    pub fn note(&self, limits: Vec<(String, Ask)>, when: Instant) {
+        let mut journal = self.books.journal.lock();
+        if journal.len() >= LONGEST_JOURNAL {
+            journal.pop_front();
+        }
+        journal.push_back(Grant { limits, when });
+    }
+}
+
+fn command(script: &str, limits: &[(String, Ask)]) -> Cmd {
+    let mut command = redis::cmd("EVALSHA");
+    command.arg(script).arg(limits.len());
+    for (key, _) in limits {
+        command.arg(key);
+    }
+    for (_, ask) in limits {
+        let window = ask.window.as_millis() as u64;
+        let block = ask.block.as_millis() as u64;
+        command
+            .arg(ask.max)
+            .arg(window)
+            .arg(step_ms(ask))
+            .arg(block);
+    }
+    command
+}
+
+// === impl Books ===
+
+impl Books {
+    /// Takes the newest grant of a key out of the journal, if Redis has not been told of one.
+    fn strike(&self, key: &str) -> bool {
+        let mut journal = self.journal.lock();
+        journal.iter_mut().rev().any(|grant| {
+            let place = grant.limits.iter().position(|(of, _)| of == key);
+            place.map(|place| grant.limits.remove(place)).is_some()
+        })
+    }
+
+    /// Tells Redis what was granted without it. What it has no room for is as good as told.
+    async fn settle(&self, script: &str, redis: &mut MultiplexedConnection) -> RedisResult<()> {
+        loop {
+            let chunk: Vec<Grant> = {
+                let mut journal = self.journal.lock();
+                let length = journal.len().min(CHUNK);
+                journal.drain(..length).collect()
+            };
+            if chunk.is_empty() {
+                return Ok(());
+            }
+            let mut pipeline = redis::pipe();
+            let fresh = |grant: &Grant, ask: &Ask| grant.when.elapsed() < ask.window;
+            for grant in &chunk {
+                // Each by itself: one that is used up must not keep the others from being spent.
+                for limit in grant.limits.iter().filter(|(_, ask)| fresh(grant, ask)) {
+                    pipeline.add_command(command(script, std::slice::from_ref(limit)));
+                }
+            }
+            let told = pipeline
+                .ignore_errors()
+                .query_async::<Vec<RedisResult<redis::Value>>>(redis)
+                .await;
+            match told {
+                // What one key meets must not keep the others, and this connection, from being used.
+                Ok(answers) if !answers.iter().flat_map(|a| a.as_ref().err()).any(will_pass) => {}
+                // Not told, or not known to be: better twice than not at all.
+                Ok(_) => {
+                    self.take_back(chunk);
+                    return Ok(());
+                }
+                Err(e) => {
+                    self.take_back(chunk);
+                    return Err(e);
+                }
+            }
+        }
+    }
+
+    fn take_back(&self, chunk: Vec<Grant>) {
+        let mut journal = self.journal.lock();
+        for grant in chunk.into_iter().rev() {
+            journal.push_front(grant);
+        }
+    }
+}
+
+/// Redis is full, read-only or busy: that is no matter of the command.
+fn will_pass(error: &redis::RedisError) -> bool {
+    matches!(
+        error.code(),
+        Some("OOM" | "READONLY" | "BUSY" | "LOADING" | "MISCONF" | "MASTERDOWN" | "CLUSTERDOWN")
+    )
+}
+
+#[async_trait]
+impl Prepare for Books {
+    async fn prepare(&self, redis: &mut MultiplexedConnection) -> RedisResult<()> {
+        let (spend, forgive): (String, String) = redis::pipe()
+            .cmd("SCRIPT")
+            .arg("LOAD")
+            .arg(SPEND)
+            .cmd("SCRIPT")
+            .arg("LOAD")
+            .arg(FORGIVE)
+            .query_async(redis)
+            .await?;
+        self.settle(&spend, redis).await?;
+        // The same for every connection.
+        let _ = self.scripts.set(Scripts { spend, forgive });
+        Ok(())
+    }
+
+    /// What was granted while the journal was being told.
+    async fn prepared(&self, redis: &mut MultiplexedConnection) -> RedisResult<()> {
+        redis::cmd("PING").query_async::<()>(redis).await?;
+        match self.scripts.get() {
+            Some(scripts) => self.settle(&scripts.spend, redis).await,
+            None => Ok(()),
+        }
+    }
+}
