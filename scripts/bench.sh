@@ -18,6 +18,7 @@
 #   --seconds S        seconds of load for each contestant and round (5)
 #   --connections C    keep-alive connections of the load (32)
 #   --only A,B         of bare,nginx,haproxy,gateway
+#   --redis            also the gateway with its limits counted in Redis, which is installed when missing
 #   --oha              load with oha instead of wrk (built by cargo when missing)
 #   --callgrind        also count instructions a request of bare and gateway: user space, one thread, one connection
 #   --idle N           also show the memory of bare and gateway with N idle connections
@@ -25,8 +26,8 @@
 #   --self-check       try the bench itself: all but the gateway, one round of 1 s
 #   --help
 #
-# Environment: BARE_PROXY_BIN, GATEWAY_BIN: binaries to use instead of building them; BENCH_PORT: the first of six
-# ports (18700). What is missing of nginx, haproxy, wrk, valgrind, … is installed by apt-get.
+# Environment: BARE_PROXY_BIN, GATEWAY_BIN: binaries to use instead of building them; BENCH_PORT: the first of
+# nine ports (18700). What is missing of nginx, haproxy, wrk, valgrind, … is installed by apt-get.
 
 set -euo pipefail
 
@@ -39,7 +40,8 @@ rounds=3 seconds=5 connections=32 names=bare,nginx,haproxy,gateway
 tool=wrk callgrind='' idle='' write=''
 
 base=${BENCH_PORT:-18700}
-declare -A PORT=([origin]=$base [bare]=$((base + 1)) [nginx]=$((base + 2)) [haproxy]=$((base + 3)) [gateway]=$((base + 4)))
+declare -A PORT=([origin]=$base [bare]=$((base + 1)) [nginx]=$((base + 2)) [haproxy]=$((base + 3)) [gateway]=$((base + 4))
+    [redis]=$((base + 6)) [store]=$((base + 7)))
 ops_port=$((base + 5))
 declare -A PID=()
 declare -A LABEL=(
@@ -47,6 +49,7 @@ declare -A LABEL=(
     [nginx]='nginx: headers and log, no token, no limits'
     [haproxy]='HAProxy: the same policies'
     [gateway]='this gateway: everything on'
+    [redis]='this gateway, limits counted in Redis'
 )
 
 path=/api/v1/events/123
@@ -65,6 +68,7 @@ install_tools() {
     PATH=$PATH:/usr/sbin
     local wanted=(nginx:nginx-light haproxy:haproxy jq:jq pgrep:procps openssl:openssl curl:curl)
     [[ $tool != wrk ]] || wanted+=(wrk:wrk)
+    ! chosen redis || wanted+=(redis-server:redis-server)
     [[ -z $callgrind ]] || wanted+=(valgrind:valgrind)
     [[ -z $callgrind$idle ]] || wanted+=(python3:python3)
     need "${wanted[@]}"
@@ -81,7 +85,7 @@ build() {
     if chosen bare && [[ -z ${BARE_PROXY_BIN:-} ]]; then
         (cd "$root" && cargo build --profile plain --example bare_proxy) >&2
     fi
-    if chosen gateway && [[ -z ${GATEWAY_BIN:-} ]]; then
+    if { chosen gateway || chosen redis; } && [[ -z ${GATEWAY_BIN:-} ]]; then
         (cd "$root" && cargo build --release --bin api-gateway) >&2
     fi
     bare_bin=${BARE_PROXY_BIN:-$target/plain/examples/bare_proxy}
@@ -175,17 +179,34 @@ start_haproxy() {
     launch haproxy haproxy -db -f "$work/haproxy.conf"
 }
 
-start_gateway() { # [THREADS [WRAPPER ...]]; nothing of the caller's environment reaches it
+start_gateway() { # [THREADS [WRAPPER ...]]
+    gateway gateway "$ops_port" '' "$@"
+}
+
+start_redis() {
+    launch store redis-server --port "${PORT[store]}" --bind 127.0.0.1 --save '' --appendonly no --dir "$work"
+    gateway redis $((base + 8)) 127.0.0.1 "$@"
+    # Until the limits are counted there.
+    for _ in {1..100}; do
+        curl -s -o /dev/null "${header_flags[@]}" "http://127.0.0.1:${PORT[redis]}$path"
+        ! redis-cli -p "${PORT[store]}" exists rl:user:user-1 | grep -q 1 || return 0
+        sleep 0.1
+    done
+    die 'the limits are not counted in Redis'
+}
+
+gateway() { # NAME OPS_PORT REDIS_HOST [THREADS [WRAPPER ...]]; nothing of the caller's environment reaches it
     # Every service is there, as on the platform: a missing one would be looked for all the time.
     local name services=()
     for name in AUTH VENUE EVENT TICKET PAYMENT MARKETPLACE ANALYTICS NOTIFICATION INTEGRATION COMPLIANCE QUEUE SEARCH \
         FILE MONITORING BLOCKCHAIN ORDER MINTING TRANSFER SCANNING; do
         services+=("${name}_SERVICE_URL=http://127.0.0.1:${PORT[origin]}")
     done
-    launch gateway env -i PATH="$PATH" NODE_ENV=production HOST=127.0.0.1 PORT="${PORT[gateway]}" \
-        OPS_LISTEN="127.0.0.1:$ops_port" SERVER_THREADS="${1:-$cores}" JWT_SECRET="$secret" \
+    launch "$1" env -i PATH="$PATH" NODE_ENV=production HOST=127.0.0.1 PORT="${PORT[$1]}" \
+        OPS_LISTEN="127.0.0.1:$2" SERVER_THREADS="${4:-$cores}" JWT_SECRET="$secret" \
+        REDIS_HOST="$3" REDIS_PORT="${PORT[store]}" \
         "${services[@]}" RATE_LIMIT_GLOBAL_MAX=$limit LIMITS_FLOOD_MAX=$limit \
-        LOG_LEVEL=info LOG_FORMAT=json "${@:2}" "$gateway_bin"
+        LOG_LEVEL=info LOG_FORMAT=json "${@:5}" "$gateway_bin"
 }
 
 finish() {
@@ -396,6 +417,7 @@ main() {
             --seconds) seconds=$2 && shift ;;
             --connections) connections=$2 && shift ;;
             --only) names=$2 && shift ;;
+            --redis) names+=,redis ;;
             --oha) tool=oha ;;
             --callgrind) callgrind=yes ;;
             --idle) idle=$2 && shift ;;
@@ -423,7 +445,7 @@ main() {
         "start_$name"
         check_answer "$name"
     done
-    for name in haproxy gateway; do
+    for name in haproxy gateway redis; do
         if chosen $name; then check_policies $name; fi
     done
     say 'all answer as they should'
