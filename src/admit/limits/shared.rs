@@ -202,11 +202,20 @@ impl Books {
     }
 }
 
-/// Redis is full, read-only or busy: that is no matter of the command.
+/// Redis is full, read-only or busy, or has lost its scripts: that is no matter of the command.
 fn will_pass(error: &redis::RedisError) -> bool {
     matches!(
         error.code(),
-        Some("OOM" | "READONLY" | "BUSY" | "LOADING" | "MISCONF" | "MASTERDOWN" | "CLUSTERDOWN")
+        Some(
+            "NOSCRIPT"
+                | "OOM"
+                | "READONLY"
+                | "BUSY"
+                | "LOADING"
+                | "MISCONF"
+                | "MASTERDOWN"
+                | "CLUSTERDOWN"
+        )
     )
 }
 
