@@ -507,16 +507,6 @@ fn every_429_is_among_the_hits() {
     );
 }
 
-#[track_caller]
-fn number(response: &Response, name: &str) -> u64 {
-    let value = response
-        .header(name)
-        .unwrap_or_else(|| panic!("no {name}: {:?}", response.headers));
-    value
-        .parse()
-        .unwrap_or_else(|_| panic!("{name}: {value:?} is no whole number"))
-}
-
 fn sha256(text: &str) -> String {
     let digest = Sha256::digest(text.as_bytes());
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -670,12 +660,6 @@ fn a_purchase_cannot_hide_its_event() {
 
 #[test]
 fn a_keys_tier_multiplies_its_limits() {
-    let digest = |key: &str| {
-        Sha256::digest(key)
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect::<String>()
-    };
     let backend = Upstream::start();
     let tiers = [
         ("plain", "", 2),
@@ -692,7 +676,7 @@ fn a_keys_tier_multiplies_its_limits() {
             };
             format!(
                 "{name}: {{ sha256: {}, tenant_id: t, permissions: []{tier} }}",
-                digest(name)
+                sha256(name)
             )
         })
         .collect();

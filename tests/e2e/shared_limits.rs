@@ -825,16 +825,6 @@ fn statuses(gateway: &Gateway, request: &Request, count: usize) -> Vec<u16> {
     (0..count).map(status).collect()
 }
 
-#[track_caller]
-fn number(response: &Response, name: &str) -> u64 {
-    let value = response
-        .header(name)
-        .unwrap_or_else(|| panic!("no {name}: {:?}", response.headers));
-    value
-        .parse()
-        .unwrap_or_else(|_| panic!("{name}: {value:?} is no whole number"))
-}
-
 /// How many scripts Redis has been asked to run since it started, or since its last CONFIG RESETSTAT.
 fn scripts_called(redis: &Redis) -> usize {
     let stats = redis.command(&["INFO", "commandstats"]);

@@ -158,45 +158,55 @@ impl Books {
     /// Tells Redis what was granted without it. What it has no room for is as good as told.
     async fn settle(&self, script: &str, redis: &mut MultiplexedConnection) -> RedisResult<()> {
         loop {
-            let chunk: Vec<Grant> = {
-                let mut journal = self.journal.lock();
-                let length = journal.len().min(CHUNK);
-                journal.drain(..length).collect()
-            };
-            if chunk.is_empty() {
+            let untold = Untold::next(self);
+            if untold.chunk.is_empty() {
                 return Ok(());
             }
             let mut pipeline = redis::pipe();
             let fresh = |grant: &Grant, ask: &Ask| grant.when.elapsed() < ask.window;
-            for grant in &chunk {
+            for grant in &untold.chunk {
                 // Each by itself: one that is used up must not keep the others from being spent.
                 for limit in grant.limits.iter().filter(|(_, ask)| fresh(grant, ask)) {
                     pipeline.add_command(command(script, std::slice::from_ref(limit)));
                 }
             }
-            let told = pipeline
+            let answers = pipeline
                 .ignore_errors()
                 .query_async::<Vec<RedisResult<redis::Value>>>(redis)
-                .await;
-            match told {
-                // What one key meets must not keep the others, and this connection, from being used.
-                Ok(answers) if !answers.iter().flat_map(|a| a.as_ref().err()).any(will_pass) => {}
-                // Not told, or not known to be: better twice than not at all.
-                Ok(_) => {
-                    self.take_back(chunk);
-                    return Ok(());
-                }
-                Err(e) => {
-                    self.take_back(chunk);
-                    return Err(e);
-                }
+                .await?;
+            // What one key meets must not keep the others, and this connection, from being used.
+            if answers.iter().flat_map(|a| a.as_ref().err()).any(will_pass) {
+                return Ok(());
             }
+            untold.was_told();
         }
     }
+}
 
-    fn take_back(&self, chunk: Vec<Grant>) {
-        let mut journal = self.journal.lock();
-        for grant in chunk.into_iter().rev() {
+/// A part of the journal on its way to Redis. What ends that way early, an error or the end of our patience, puts it back:
+/// better told twice than not at all.
+struct Untold<'a> {
+    books: &'a Books,
+    chunk: Vec<Grant>,
+}
+
+impl<'a> Untold<'a> {
+    fn next(books: &'a Books) -> Self {
+        let mut journal = books.journal.lock();
+        let length = journal.len().min(CHUNK);
+        let chunk = journal.drain(..length).collect();
+        Self { books, chunk }
+    }
+
+    fn was_told(mut self) {
+        self.chunk.clear();
+    }
+}
+
+impl Drop for Untold<'_> {
+    fn drop(&mut self) {
+        let mut journal = self.books.journal.lock();
+        for grant in self.chunk.drain(..).rev() {
             journal.push_front(grant);
         }
     }

@@ -639,3 +639,14 @@ fn is_closing(error: &io::Error) -> bool {
             | ErrorKind::UnexpectedEof
     )
 }
+
+/// A field that must be a whole number.
+#[track_caller]
+pub fn number(response: &Response, name: &str) -> u64 {
+    let value = response
+        .header(name)
+        .unwrap_or_else(|| panic!("no {name}: {:?}", response.headers));
+    value
+        .parse()
+        .unwrap_or_else(|_| panic!("{name}: {value:?} is no whole number"))
+}

@@ -24,7 +24,7 @@ pub mod wait;
 /// The names that nearly every test needs.
 pub mod prelude {
     pub use super::burst::burst;
-    pub use super::client::{Broken, Client, Connection, Request, Response, noise};
+    pub use super::client::{Broken, Client, Connection, Request, Response, noise, number};
     pub use super::fleet::{Conf, Fleet};
     pub use super::gateway::{Exit, Gateway, GatewayBuilder, SERVICES, TempFile};
     pub use super::instance::Instance;
