@@ -222,7 +222,7 @@ pub fn compile(
     tasks.extend(
         redis
             .into_iter()
-            .flat_map(|redis| redis.tasks(books.clone())),
+            .flat_map(|redis| redis.tasks(books.clone(), Vec::new())),
     );
     Ok(Compiled {
         front: FrontParts {

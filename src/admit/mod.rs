@@ -10,6 +10,7 @@ pub mod path;
 pub mod permissions;
 pub mod request_id;
 pub mod size;
+pub mod tenancy;
 
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -1,5 +1,7 @@
-//! Follows the revocations in Redis: a full read at connect, then every change as Redis pushes it (client-side
-//! tracking in broadcast mode, RESP3). A lost connection is taken up again with a full read.
+//! Follows what others change in Redis: every revocation, and what this process remembers of the rest.
+//!
+//! A full read of the revocations at connect, then every change as Redis pushes it (client-side tracking in broadcast
+//! mode, RESP3). A lost connection is taken up again with a full read, and what was remembered is forgotten.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +16,8 @@ use redis::{
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::keys::REVOCATIONS;
+use super::changes::Remembers;
+use super::keys::{CACHES, FORGET, REVOCATIONS, TRACKED};
 use super::revoked::Sets;
 use super::{RedisHealth, RedisState, Revoked};
 use crate::config::Secret;
@@ -36,6 +39,7 @@ pub struct Follow {
     db: i64,
     connect_timeout: Duration,
     revoked: Arc<Revoked>,
+    pub(super) memories: Vec<Arc<dyn Remembers>>,
     health: Arc<RedisHealth>,
 }
 
@@ -56,6 +60,7 @@ impl Follow {
             db,
             connect_timeout,
             revoked,
+            memories: Vec::new(),
             health,
         }
     }
@@ -75,6 +80,7 @@ impl Follow {
             tokio::select! {
                 push = pushes.recv() => match push {
                     Some(PushInfo { kind: PushKind::Invalidate, data }) => self.take_up(&mut redis, data).await?,
+                    Some(PushInfo { kind: PushKind::Message, data }) => self.take_out(&mut redis, data).await?,
                     Some(PushInfo { kind: PushKind::Disconnection, .. }) | None => return Ok(()),
                     Some(_) => {}
                 },
@@ -101,10 +107,11 @@ impl Follow {
             .await?;
         let mut tracking = redis::cmd("CLIENT");
         tracking.arg("TRACKING").arg("ON").arg("BCAST");
-        for prefix in REVOCATIONS {
+        for prefix in REVOCATIONS.iter().chain(&TRACKED) {
             tracking.arg("PREFIX").arg(prefix);
         }
         tracking.query_async::<()>(&mut redis).await?;
+        redis.subscribe(FORGET).await?;
         Ok((redis, pushes))
     }
 
@@ -133,6 +140,9 @@ impl Follow {
             }
         }
         self.revoked.replace(sets);
+        for memory in &self.memories {
+            memory.forget_all();
+        }
         Ok(())
     }
 
@@ -149,10 +159,42 @@ impl Follow {
             let Value::BulkString(key) = key else {
                 continue;
             };
+            if TRACKED
+                .iter()
+                .any(|prefix| key.starts_with(prefix.as_bytes()))
+            {
+                self.forget(&key);
+                continue;
+            }
             let value = value_of(redis, &key).await?;
             self.revoked.update(&key, value.as_deref());
         }
         Ok(())
+    }
+
+    /// Somebody says that a cached key is out of date.
+    async fn take_out(
+        &self,
+        redis: &mut MultiplexedConnection,
+        data: Vec<Value>,
+    ) -> RedisResult<()> {
+        let Some(Value::BulkString(key)) = data.into_iter().nth(1) else {
+            return Ok(());
+        };
+        if CACHES
+            .iter()
+            .any(|prefix| key.starts_with(prefix.as_bytes()))
+        {
+            redis::cmd("DEL").arg(&key).query_async::<()>(redis).await?;
+            self.forget(&key);
+        }
+        Ok(())
+    }
+
+    fn forget(&self, key: &[u8]) {
+        for memory in &self.memories {
+            memory.forget(key);
+        }
     }
 }
 

@@ -12,6 +12,15 @@
 /// The prefixes that revocations are followed under.
 pub const REVOCATIONS: [&str; 2] = ["session:blacklist:", "session:revoked:"];
 
+/// What this process remembers of these is forgotten when Redis pushes that they have changed.
+pub const TRACKED: [&str; 1] = ["apikey:"];
+
+/// Caches of what other services know. Who changes what stands under one of these says its key on [`FORGET`].
+pub const CACHES: [&str; 2] = ["session:user:", "cache:venue:member:"];
+
+/// The channel on which a key of [`CACHES`] is said to be out of date: every process then removes it and forgets it.
+pub const FORGET: &str = "cache:forget";
+
 /// What a revocation key names.
 #[derive(Debug, PartialEq, Eq)]
 pub enum RevocationKey<'a> {

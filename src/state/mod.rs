@@ -4,6 +4,7 @@
 //! counted there, in one call a request that has a hard time limit. While it is away the last known set and the process'
 //! own windows hold, no request waits for it, and /ready says so (decisions 23 and 33).
 
+mod changes;
 mod client;
 mod follow;
 mod keys;
@@ -17,6 +18,7 @@ use redis::ProtocolVersion;
 use serde::Deserialize;
 
 use crate::config::{Duration, Problems, Secret};
+pub use changes::Remembers;
 use client::Keeper;
 pub use client::{Away, Prepare, Redis};
 use follow::Follow;
@@ -108,13 +110,18 @@ impl RedisConfig {
 
 impl Connected {
     /// The tasks that run beside the requests.
-    pub fn tasks(self, prepare: Arc<dyn Prepare>) -> [Box<dyn BackgroundService + Send + Sync>; 2] {
+    pub fn tasks(
+        self,
+        prepare: Arc<dyn Prepare>,
+        memories: Vec<Arc<dyn Remembers>>,
+    ) -> [Box<dyn BackgroundService + Send + Sync>; 2] {
         let Self {
-            follow,
+            mut follow,
             commands: redis,
             client,
             connect_timeout,
         } = self;
+        follow.memories = memories;
         let keeper = Keeper {
             redis,
             client,

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{AuthError, Caller, Source, Tier};
 use crate::admit::permissions::{Permissions, is_permission};
+use crate::admit::tenancy::Venues;
 use crate::config::Problems;
 
 /// A key with more characters than this is no key of ours.
@@ -24,6 +25,9 @@ pub struct ApiKeyConfig {
     pub permissions: Vec<String>,
     #[serde(default)]
     pub tier: Tier,
+    /// That it may name; `*`: all of its tenant's.
+    #[serde(default)]
+    pub venues: Vec<String>,
     #[serde(default)]
     pub expires_at: Option<String>,
 }
@@ -46,6 +50,7 @@ impl ApiKeys {
                 tenant_id,
                 permissions,
                 tier,
+                venues,
                 expires_at,
             } = key;
             for (i, permission) in permissions
@@ -87,6 +92,7 @@ impl ApiKeys {
                 tenant,
                 source: Source::ApiKey,
                 tier,
+                venues: Venues::with_wildcard(venues),
             });
             if keys.insert(digest, ApiKey { caller, expires_at }).is_some() {
                 problems.add(format!("{place}.sha256"), "is the key of another entry too");

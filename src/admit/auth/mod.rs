@@ -18,6 +18,7 @@ use serde::Deserialize;
 
 use super::limits::{Exceeded, FailureGuard, FailureGuardConfig};
 use super::permissions::{Permissions, RoleId, Roles};
+use super::tenancy::Venues;
 use crate::config::{Duration, Problems, Secret, Stage};
 use crate::state::Revoked;
 use api_key::{ApiKeyConfig, ApiKeys};
@@ -77,6 +78,8 @@ pub struct Caller {
     /// What `X-Tenant-Source` tells the backends.
     pub source: Source,
     pub tier: Tier,
+    /// Its own, as far as its credential says.
+    pub venues: Venues,
 }
 
 /// How many times the limits are a caller's: the documented multipliers.

@@ -15,6 +15,7 @@ use super::jwks::{Jwks, JwksRefresh};
 use super::keys::{VerifyingKey, local_keys};
 use super::{AuthError, Caller, JwtConfig, Source, Tier};
 use crate::admit::permissions::{Permissions, Roles};
+use crate::admit::tenancy::Venues;
 use crate::config::{Problems, Stage};
 use crate::state::{Revoked, TokenFacts};
 
@@ -65,6 +66,9 @@ struct Claims {
     exp: f64,
     iat: Option<f64>,
     jti: Option<String>,
+    #[serde(rename = "venueId")]
+    venue: Option<String>,
+    venues: Option<Vec<String>>,
 }
 
 impl Tokens {
@@ -245,6 +249,8 @@ impl Tokens {
             exp,
             iat,
             jti,
+            venue,
+            venues,
         } = claims;
         let id = sub.or(id).filter(|id| is_identifier(id))?;
         if kind != "access" || !is_identifier(&tenant_id) {
@@ -263,6 +269,7 @@ impl Tokens {
             permissions: Permissions::new(permissions),
             tenant: HeaderValue::try_from(tenant_id).ok()?,
             source: Source::Jwt,
+            venues: Venues::new(venue.into_iter().chain(venues.into_iter().flatten())),
         };
         Some(Verified {
             caller: Arc::new(caller),
