@@ -4,11 +4,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 
 use crate::admit::auth::Caller;
 use crate::admit::cors::Origin;
 use crate::admit::limits::{Standing, Who};
+use crate::admit::lookup::Behalf;
+use crate::admit::tenancy::{Hold, X_VENUE_ID};
 use crate::forward::deadline::Deadline;
 use crate::forward::exchange::Exchange;
 use crate::observe::registry::InProgress;
@@ -43,6 +45,12 @@ pub struct Ctx {
     pub target: Option<String>,
     /// (admit)
     pub caller: Option<Arc<Caller>>,
+    /// The holder of the key beside the token. (admit)
+    pub beside: Option<Arc<Caller>>,
+    /// The venue that the request names first. (admit)
+    pub venue: Option<Box<str>>,
+    /// What holds the body back until it is judged. (admit)
+    pub hold: Option<Box<Hold>>,
     /// The event that a purchase is about. (admit)
     pub event: Option<Box<str>>,
     /// Where the tightest limit stands. (admit)
@@ -76,6 +84,9 @@ impl Ctx {
             method: None,
             target: None,
             caller: None,
+            beside: None,
+            venue: None,
+            hold: None,
             event: None,
             standing: None,
             in_progress: None,
@@ -92,6 +103,13 @@ impl Ctx {
         self.request_id.to_str().unwrap_or_default()
     }
 
+    /// The venue that the log names: the first in the request, else the caller's usual one.
+    pub fn venue<'a>(&'a self, fields: &'a HeaderMap) -> Option<&'a str> {
+        let in_field = || fields.get(X_VENUE_ID)?.to_str().ok();
+        let usual = || self.caller.as_ref()?.venues.usual.as_deref();
+        self.venue.as_deref().or_else(in_field).or_else(usual)
+    }
+
     /// Whose limits the request meets, once its route is known.
     pub fn who(&self) -> Option<Who<'_>> {
         Some(Who {
@@ -99,6 +117,18 @@ impl Ctx {
             client: self.client,
             method: self.method?,
             event: self.event.as_deref(),
+        })
+    }
+
+    /// On whose behalf other services are asked.
+    ///
+    /// # Errors
+    /// Before the request has a route, and with that a deadline.
+    pub fn behalf(&self) -> Result<Behalf<'_>, Refusal> {
+        Ok(Behalf {
+            request_id: &self.request_id,
+            trace: self.trace.as_ref(),
+            deadline: self.deadline.ok_or(Refusal::Internal)?,
         })
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, Method, StatusCode};
+use http::{Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
@@ -21,6 +21,7 @@ use crate::admit::cors::Cors;
 use crate::admit::limits::Limits;
 use crate::admit::permissions::RoleId;
 use crate::admit::request_id::X_REQUEST_ID;
+use crate::admit::tenancy::Tenancy;
 use crate::context::Ctx;
 use crate::forward::exchange::{Exchange, NotSent};
 use crate::forward::headers;
@@ -46,6 +47,7 @@ pub struct Gateway {
     pub cors: Cors,
     pub table: Table,
     pub auth: Auth,
+    pub tenancy: Tenancy,
     pub secure_headers: Arc<SecureHeaders>,
     pub tracing: bool,
     /// The gap between two pieces of a request body, and the time for the client to take a piece of the answer.
@@ -129,16 +131,11 @@ impl ProxyHttp for Gateway {
         if let (true, Some(exchange)) = (end_of_stream, &mut ctx.exchange) {
             exchange.sent();
         }
-        let (Some(chunk), Some(route)) = (&body, &ctx.route) else {
-            return Ok(());
-        };
-        ctx.body_seen += chunk.len() as u64;
-        if let Err(too_large) = route.body.check_seen(ctx.body_seen) {
-            *body = None; // the excess does not reach the backend
-            ctx.refusal = Some(too_large.into());
-            return Err(Error::new_down(ErrorType::HTTPStatus(
-                StatusCode::PAYLOAD_TOO_LARGE.as_u16(),
-            )));
+        if let Err(refusal) = self.check_body(body, end_of_stream, ctx).await {
+            *body = None; // nothing more reaches the backend
+            let status = refusal.parts().status;
+            ctx.refusal = Some(refusal);
+            return Err(Error::new_down(ErrorType::HTTPStatus(status.as_u16())));
         }
         Ok(())
     }
@@ -173,7 +170,10 @@ impl ProxyHttp for Gateway {
         let Some(exchange) = &mut ctx.exchange else {
             return Err(let_through_without_a_route());
         };
-        ctx.body_seen = 0; // a body that is sent again is counted again
+        ctx.body_seen = 0; // a body that is sent again is counted again, and judged again
+        if let Some(hold) = &mut ctx.hold {
+            hold.begin();
+        }
         exchange.pause(session).await?;
         let affinity = Affinity {
             headers: &session.req_header().headers,
@@ -440,10 +440,7 @@ impl ProxyHttp for Gateway {
                 .caller
                 .as_ref()
                 .and_then(|caller| caller.tenant.to_str().ok()),
-            venue: request
-                .headers
-                .get(X_VENUE_ID)
-                .and_then(|venue| venue.to_str().ok()),
+            venue: ctx.venue(&request.headers),
             status,
             code: ctx.code,
             error: e
@@ -458,6 +455,22 @@ impl ProxyHttp for Gateway {
 }
 
 impl Gateway {
+    async fn check_body(
+        &self,
+        body: &mut Option<Bytes>,
+        is_end: bool,
+        ctx: &mut Ctx,
+    ) -> Result<(), Refusal> {
+        if let (Some(chunk), Some(route)) = (&body, &ctx.route) {
+            ctx.body_seen += chunk.len() as u64;
+            route.body.check_seen(ctx.body_seen)?;
+        }
+        match ctx.hold {
+            None => Ok(()),
+            Some(_) => Box::pin(self.hold_back(ctx, body, is_end)).await,
+        }
+    }
+
     fn audit(&self, session: &Session, ctx: &Ctx, refusal: &Refusal) {
         let Some(event) = Event::of(refusal) else {
             return;
@@ -481,8 +494,6 @@ fn let_through_without_a_route() -> Box<Error> {
         "a request without a route was let through",
     )
 }
-
-const X_VENUE_ID: HeaderName = HeaderName::from_static("x-venue-id");
 
 /// The status that the log and the metrics show when the client did not wait for an answer, as nginx has it.
 const CLIENT_CLOSED_REQUEST: u16 = 499;

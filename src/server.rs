@@ -13,12 +13,13 @@ use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, Shut
 use pingora::services::background::{BackgroundService, background_service};
 use pingora::services::listening::Service;
 use prometheus::IntGauge;
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpSocket;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::admit::address::TrustedProxies;
-use crate::admit::auth::Attempts;
+use crate::admit::auth::{Attempts, Known};
 use crate::admit::limits::{Books, Shared};
 use crate::admit::permissions::Roles;
 use crate::config::{self, Duration as Time, File, Problems, ServiceName};
@@ -31,7 +32,7 @@ use crate::observe::sink::Sink;
 use crate::observe::{LogSettings, TracingConfig};
 use crate::ops::{Ops, Private};
 use crate::route::{self, Table};
-use crate::state::{RedisHealth, Revoked};
+use crate::state::{Cache, Lookups, Redis, RedisHealth, Revoked};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -118,6 +119,7 @@ pub fn compile(
         cors,
         secure_headers,
         auth,
+        tenancy,
         roles,
         limits,
         timeouts,
@@ -185,7 +187,7 @@ pub fn compile(
             .authentication_attempts
             .with_label_values(&["failure"]),
     };
-    let auth = auth.compile(stage, &roles, revoked, attempts, p);
+
     let timeouts = timeouts.compile(p);
     let defaults = Defaults {
         breaker,
@@ -196,6 +198,15 @@ pub fn compile(
         overload,
     };
     let pools = Arc::new(Pools::compile(services, timeouts, &defaults, &metrics, p));
+    let commands = redis.as_ref().map(|redis| &redis.commands);
+    let users = remembered("user", commands, &metrics);
+    let members = remembered("member", commands, &metrics);
+    let known = Known {
+        pools: &pools,
+        users: &users,
+    };
+    let auth = auth.compile(stage, &roles, revoked, attempts, &known, p);
+    let tenancy = tenancy.compile(&pools, members.clone(), &metrics.venue_checks, p);
     let parts = route::Parts {
         pools: &pools,
         roles: &roles,
@@ -222,7 +233,7 @@ pub fn compile(
     tasks.extend(
         redis
             .into_iter()
-            .flat_map(|redis| redis.tasks(books.clone(), Vec::new())),
+            .flat_map(|redis| redis.tasks(books.clone(), vec![users.clone(), members.clone()])),
     );
     Ok(Compiled {
         front: FrontParts {
@@ -245,6 +256,7 @@ pub fn compile(
             cors,
             table,
             auth,
+            tenancy,
             secure_headers,
             tracing,
             client_patience: client_timeout.0,
@@ -260,6 +272,21 @@ pub fn compile(
         shutdown_timeout: shutdown_timeout.0,
         upstream_connections,
     })
+}
+
+/// What other services know, as far as this process remembers it.
+fn remembered<T: Serialize + DeserializeOwned + Send + Sync>(
+    what: &str,
+    redis: Option<&Arc<Redis>>,
+    metrics: &Metrics,
+) -> Arc<Cache<T>> {
+    /// Of one kind; the least used give way.
+    const MOST: usize = 100_000;
+    Arc::new(Cache::new(
+        MOST,
+        redis.cloned(),
+        Lookups::of(what, &metrics.lookups),
+    ))
 }
 
 /// Serves until a signal ends it.

@@ -2,10 +2,14 @@
 
 pub mod address;
 pub mod auth;
+mod body;
+
 pub mod chunks;
 pub mod cors;
 pub mod head;
 pub mod limits;
+pub mod lookup;
+
 pub mod path;
 pub mod permissions;
 pub mod request_id;
@@ -27,6 +31,7 @@ use crate::route::{Found, MethodIndex, Route, rebuild_target, split_target, targ
 use auth::{AuthError, AuthRule, Caller, Identified, MissingPermission};
 use cors::Cors;
 use limits::event;
+use tenancy::VenueRule;
 
 /// What admission came to, when it did not refuse.
 pub enum Admitted {
@@ -73,6 +78,7 @@ impl Gateway {
             method,
             target_path,
             owner_parameter,
+            path_venues,
         } = self.table.find(host, method, &path)?; // 404, 405
         ctx.in_progress = Some(route.metrics.method(Some(method)).begin());
         ctx.deadline = Some(Deadline::of(fields, ctx.start, route.timeouts.budget)?); // 400
@@ -88,10 +94,15 @@ impl Gateway {
                 .await
             {
                 Ok(Identified { caller, beside }) => {
-                    let caller = ctx.caller.insert(caller);
-                    for holder in std::iter::once(&*caller).chain(&beside) {
+                    let is_needed =
+                        route.auth == AuthRule::Ops || route.permission(method).is_some();
+                    ctx.caller = Some(caller.clone());
+                    let caller = self.auth.complete(caller, is_needed, ctx.behalf()?).await?; // 401, 503
+                    ctx.caller = Some(caller.clone());
+                    for holder in std::iter::once(&caller).chain(&beside) {
                         self.check_permission(&route, method, holder, owner_parameter.as_deref())?; // 403
                     }
+                    ctx.beside = beside;
                 }
                 // Nobody was identified: the address pays, and its own limit may answer instead.
                 Err(error) => {
@@ -103,10 +114,21 @@ impl Gateway {
                 }
             }
         }
+        let is_confined = route.venues != VenueRule::Any
+            && ctx
+                .caller
+                .as_ref()
+                .is_some_and(|caller| !self.crosses_venues(caller));
+        let named = is_confined.then(|| tenancy::Head::read(session, &route, &path_venues));
+        let mut body = None;
         if ctx.who().is_some_and(|who| route.limits_by_event(who)) {
-            ctx.event = Some(Box::pin(event::read(session)).await?); // 400, 408, 413
+            let read = body.insert(Box::pin(body::read(session, ctx)).await?); // 408, 413
+            ctx.event = Some(event::find(&session.req_header().headers, read)?); // 400
         }
         self.spend(ctx).await?; // 429
+        if let Some(named) = named {
+            self.keep_to_own_venues(session, ctx, named, body).await?; // 400, 404, 415, 503
+        }
         Ok(Admitted::GoOn)
     }
 

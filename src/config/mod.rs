@@ -21,6 +21,7 @@ use crate::admit::cors::CorsConfig;
 use crate::admit::limits::LimitsConfig;
 use crate::admit::permissions::RoleConfig;
 use crate::admit::size::SizeConfig;
+use crate::admit::tenancy::TenancyConfig;
 use crate::forward::breaker::BreakerConfig;
 use crate::forward::deadline::TimeoutsConfig;
 use crate::forward::overload::OverloadConfig;
@@ -48,6 +49,7 @@ pub struct File {
     pub cors: CorsConfig,
     pub secure_headers: SecureHeadersConfig,
     pub auth: AuthConfig,
+    pub tenancy: TenancyConfig,
     pub roles: BTreeMap<String, RoleConfig>,
     pub limits: LimitsConfig,
     pub timeouts: TimeoutsConfig,

@@ -107,6 +107,10 @@ impl TimeoutsConfig {
 // === impl NamedTimeouts ===
 
 impl NamedTimeouts {
+    pub fn connect(&self) -> Duration {
+        self.connect
+    }
+
     /// The times of a route that has `budget`, or, where it names none, its service's, or the default.
     pub fn resolve(
         &self,
@@ -169,6 +173,11 @@ impl Deadline {
             .fold(0, |at: u64, digit| at * 10 + u64::from(digit - b'0'));
         let left = Duration::from_millis(at.saturating_sub(unix_millis()));
         Ok(Self(by_route.min(Instant::now() + left.min(budget))))
+    }
+
+    /// This moment.
+    pub fn at_most(moment: Instant) -> Self {
+        Self(moment)
     }
 
     pub fn at(self) -> Instant {

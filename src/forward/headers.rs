@@ -27,13 +27,13 @@ pub struct Stamps<'a> {
     pub deadline: Deadline,
 }
 
-const X_GATEWAY_FORWARDED: HeaderName = HeaderName::from_static("x-gateway-forwarded");
+pub const X_GATEWAY_FORWARDED: HeaderName = HeaderName::from_static("x-gateway-forwarded");
 const X_ORIGINAL_IP: HeaderName = HeaderName::from_static("x-original-ip");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
-const X_TENANT_SOURCE: HeaderName = HeaderName::from_static("x-tenant-source");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub const X_TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
+pub const X_TENANT_SOURCE: HeaderName = HeaderName::from_static("x-tenant-source");
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Most that [`rewrite`] adds.
 const STAMPS: usize = 10;

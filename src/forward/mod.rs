@@ -1,6 +1,8 @@
 //! Where to, how often, how long? From the choice of an instance to the head of its answer.
 
 pub mod breaker;
+pub mod call;
+
 pub mod deadline;
 pub mod exchange;
 pub mod headers;

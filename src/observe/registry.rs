@@ -32,6 +32,10 @@ pub struct Metrics {
     pub authentication_attempts: IntCounterVec,
     /// Requests refused with 429, by what they exceeded.
     pub rate_limit_hits: IntCounterVec,
+    /// Venues that requests named, by who knew whether they are the caller's.
+    pub venue_checks: IntCounterVec,
+    /// What other services were asked about callers, by where the answer came from.
+    pub lookups: IntCounterVec,
     pub connections: IntGauge,
     log_lines_dropped: IntGauge,
     redis_up: IntGauge,
@@ -184,6 +188,18 @@ impl Metrics {
                 "rate_limit_hits_total",
                 "Requests refused with 429, by what they exceeded",
                 &["limit"],
+            )?,
+            venue_checks: counters(
+                &registry,
+                "venue_checks_total",
+                "Venues that requests named, by who knew whether they are the caller's",
+                &["outcome"],
+            )?,
+            lookups: counters(
+                &registry,
+                "lookups_total",
+                "Questions about users and memberships, by where the answer came from",
+                &["what", "outcome"],
             )?,
             connections: registered(
                 &registry,

@@ -7,10 +7,11 @@ use std::borrow::Cow;
 
 use http::{HeaderValue, StatusCode};
 
-use crate::admit::auth::{AuthError, MissingPermission};
+use crate::admit::auth::{AuthError, MissingPermission, Source};
 use crate::admit::cors::OriginNotAllowed;
 use crate::admit::head::HeadFault;
 use crate::admit::limits::Exceeded;
+use crate::admit::lookup::NotFoundOut;
 use crate::admit::path::PathFault;
 use crate::admit::size::TooLarge;
 use crate::forward::deadline::NotATime;
@@ -27,11 +28,21 @@ pub enum Refusal {
     BadHeader(&'static str),
     /// Neither has the body, where a policy needs to know what it says.
     BadBody(&'static str),
+    /// A venue is named in a way that two readers could read differently.
+    AmbiguousVenue(&'static str),
+    /// The body is in a form that cannot be judged.
+    UnsupportedMediaType,
     AuthRequired,
     InvalidToken,
     TokenExpired,
     Forbidden(&'static str),
     NotFound,
+    /// Not the caller's: told as if there were none (decision 18).
+    ForeignVenue {
+        venue: Box<str>,
+        source: Source,
+    },
+    ForeignTenant(Box<str>),
     /// Carries the value of `Allow` (RFC 9110, section 15.5.6).
     MethodNotAllowed(HeaderValue),
     RequestTimeout,
@@ -70,9 +81,10 @@ impl Refusal {
         use StatusCode as S;
         let (status, code, message): (_, _, Cow<'static, str>) = match self {
             Refusal::Malformed(why) => (S::BAD_REQUEST, "BAD_REQUEST", (*why).into()),
-            Refusal::BadPath(why) | Refusal::BadHeader(why) | Refusal::BadBody(why) => {
-                (S::BAD_REQUEST, "BAD_REQUEST", (*why).into())
-            }
+            Refusal::BadPath(why)
+            | Refusal::BadHeader(why)
+            | Refusal::BadBody(why)
+            | Refusal::AmbiguousVenue(why) => (S::BAD_REQUEST, "BAD_REQUEST", (*why).into()),
             Refusal::AuthRequired => (
                 S::UNAUTHORIZED,
                 "AUTH_REQUIRED",
@@ -89,7 +101,9 @@ impl Refusal {
                 "Invalid or expired token".into(),
             ),
             Refusal::Forbidden(why) => (S::FORBIDDEN, "FORBIDDEN", (*why).into()),
-            Refusal::NotFound => (S::NOT_FOUND, "NOT_FOUND", "Resource not found".into()),
+            Refusal::NotFound | Refusal::ForeignVenue { .. } | Refusal::ForeignTenant(_) => {
+                (S::NOT_FOUND, "NOT_FOUND", "Resource not found".into())
+            }
             Refusal::MethodNotAllowed(_) => (
                 S::METHOD_NOT_ALLOWED,
                 "METHOD_NOT_ALLOWED",
@@ -104,6 +118,11 @@ impl Refusal {
                 S::PAYLOAD_TOO_LARGE,
                 "PAYLOAD_TOO_LARGE",
                 "The request body is too large".into(),
+            ),
+            Refusal::UnsupportedMediaType => (
+                S::UNSUPPORTED_MEDIA_TYPE,
+                "UNSUPPORTED_MEDIA_TYPE",
+                "This Content-Type, charset or Content-Encoding is not accepted here".into(),
             ),
             Refusal::UriTooLong => (
                 S::URI_TOO_LONG,
@@ -281,6 +300,18 @@ impl From<AuthError> for Refusal {
             AuthError::Invalid => Refusal::InvalidToken,
             AuthError::Expired => Refusal::TokenExpired,
             AuthError::TooManyFailures(exceeded) => Refusal::RateLimited(exceeded),
+        }
+    }
+}
+
+impl From<NotFoundOut> for Refusal {
+    fn from(unknown: NotFoundOut) -> Self {
+        match unknown {
+            NotFoundOut::Unavailable(service) => Refusal::Unavailable {
+                service,
+                retry_after_secs: 1,
+            },
+            NotFoundOut::TooLate => Refusal::GatewayTimeout,
         }
     }
 }

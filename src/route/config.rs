@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::admit::auth::AuthRule;
+use crate::admit::tenancy::VenueRule;
 use crate::config::{self, Bytes};
 use crate::forward::deadline::TimeoutConfig;
 use crate::forward::overload::Priority;
@@ -51,6 +52,9 @@ pub struct RouteConfig {
     /// Request headers to forward beside the ordinary ones.
     #[serde(default)]
     pub forward_headers: Vec<String>,
+    /// Where venues are looked for that are not the caller's.
+    #[serde(default)]
+    pub venues: VenueRule,
     /// Forward `Cookie`.
     #[serde(default)]
     pub cookies: bool,

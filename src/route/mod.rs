@@ -1,7 +1,9 @@
 //! Which rules hold for this request? A route is compiled once; a request only follows references.
 
 mod config;
+mod steps;
 mod table;
+
 mod tree;
 
 use std::borrow::Cow;
@@ -15,12 +17,14 @@ use crate::admit::auth::AuthRule;
 use crate::admit::limits::{GLOBAL, Limits, MAX_RULES, Rule, Who};
 use crate::admit::permissions::{Owner, Required, Roles, is_permission};
 use crate::admit::size::BodyLimit;
+use crate::admit::tenancy::{PathVenues, VenueRule, X_VENUE_ID, is_venue_field};
 use crate::config::Problems;
 use crate::forward::deadline::Timeouts;
 use crate::forward::overload::{Baseline, Priority};
 use crate::forward::pool::{Pool, Pools};
 use crate::observe::registry::{HttpMetrics, RouteMetrics};
 pub use config::RouteConfig;
+use steps::Steps;
 pub use table::{Found, NoRoute, Table};
 use tree::Captures;
 
@@ -43,6 +47,10 @@ pub struct Route {
     pub body: BodyLimit,
     pub limits: Vec<Arc<Rule>>,
     pub forward_headers: Vec<HeaderName>,
+    pub venues: VenueRule,
+    /// The header fields that name one.
+    pub venue_fields: Vec<HeaderName>,
+    venue_steps: Steps,
     pub metrics: RouteMetrics,
 }
 
@@ -118,6 +126,7 @@ impl RouteConfig {
             body_limit,
             limits,
             forward_headers,
+            venues,
             cookies,
         } = self;
         let methods = compile_methods(place, &methods, permissions.keys(), problems);
@@ -181,7 +190,8 @@ impl RouteConfig {
                 format!("there is no service `{service}`"),
             );
         }
-        let target = Target::compile(place, &path, target.as_deref(), problems);
+        let target_text = target;
+        let target = Target::compile(place, &path, target_text.as_deref(), problems);
         let timeouts = parts.pools.timeouts(place, &service, timeout, problems);
         if idle_timeout.is_some_and(|time| time.0.is_zero()) {
             problems.add(
@@ -197,6 +207,7 @@ impl RouteConfig {
         } else {
             Priority::default()
         };
+        let venue_steps = Steps::compile(&path, target_text.as_deref());
         let route = Route {
             metrics: parts.http.route(&path),
             template: path.into(),
@@ -212,6 +223,11 @@ impl RouteConfig {
             webhook,
             body: body_limit.map_or(parts.body, |bytes| BodyLimit(bytes.0)),
             limits,
+            venues,
+            venue_fields: std::iter::once(X_VENUE_ID)
+                .chain(headers.iter().filter(|name| is_venue_field(name)).cloned())
+                .collect(),
+            venue_steps,
             forward_headers: headers,
         };
         Some((Arc::new(route), methods))
@@ -330,6 +346,18 @@ impl Route {
             target.push('/');
         }
         Some(target)
+    }
+
+    /// What the request's path says about venues; nothing where nobody asks.
+    fn path_venues(&self, captures: &Captures<'_>) -> PathVenues {
+        match self.venues {
+            VenueRule::Any => PathVenues::default(),
+            VenueRule::Everywhere | VenueRule::Head => self.venue_steps.venues(captures),
+        }
+    }
+
+    pub fn forwards_cookies(&self) -> bool {
+        self.forward_headers.contains(&http::header::COOKIE)
     }
 
     fn owner_parameter(&self, captures: &Captures<'_>) -> Option<Box<str>> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::tree::{Captures, MOST_PARAMETERS, Tree};
 use super::{METHODS, MethodIndex, Parts, Route, RouteConfig};
+use crate::admit::tenancy::PathVenues;
 use crate::config::Problems;
 use http::{HeaderValue, Method};
 
@@ -40,6 +41,7 @@ pub struct Found {
     /// The path at the service where it differs from the request's.
     pub target_path: Option<String>,
     pub owner_parameter: Option<Box<str>>,
+    pub path_venues: PathVenues,
 }
 
 /// No route answers.
@@ -159,6 +161,7 @@ impl Table {
             method: index,
             target_path: route.target_path(*aliased, &captures, path.len()),
             owner_parameter: route.owner_parameter(&captures),
+            path_venues: route.path_venues(&captures),
             route: route.clone(),
         })
     }

@@ -4,7 +4,9 @@
 //! counted there, in one call a request that has a hard time limit. While it is away the last known set and the process'
 //! own windows hold, no request waits for it, and /ready says so (decisions 23 and 33).
 
+mod cache;
 mod changes;
+
 mod client;
 mod follow;
 mod keys;
@@ -18,7 +20,9 @@ use redis::ProtocolVersion;
 use serde::Deserialize;
 
 use crate::config::{Duration, Problems, Secret};
+pub use cache::{Cache, LONGEST_LIFE, Lookups, Memory, Unknown, memory};
 pub use changes::Remembers;
+
 use client::Keeper;
 pub use client::{Away, Prepare, Redis};
 use follow::Follow;

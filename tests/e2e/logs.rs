@@ -35,7 +35,12 @@ const SECRET_PARAMETERS: &[&str] = &[
 #[test]
 fn a_request_has_one_line_with_the_documented_fields() {
     let world = World::start("info", "");
-    let request = Request::post("/s/a?x=1").bearer(&Token::user("u7").tenant("t9").hs256());
+    let request = Request::post("/s/a?x=1").bearer(
+        &Token::user("u7")
+            .tenant("t9")
+            .claim("venueId", "v5")
+            .hs256(),
+    );
     let request = request
         .header("X-Request-ID", "one-1")
         .header("X-Venue-ID", "v5")

@@ -123,7 +123,7 @@ fn each_role_may_do_what_is_documented_and_nothing_else() {
     ];
     let mut forwarded = 0;
     for role in roles {
-        let token = Token::user("u1").role(role).hs256();
+        let token = Token::user("u1").role(role).claim("venueId", "1").hs256();
         for (method, path, allowed) in OPERATIONS {
             let may = matches!(role, "admin" | "venue-owner")
                 || allowed.split(' ').any(|other| other == role);
@@ -139,7 +139,10 @@ fn each_role_may_do_what_is_documented_and_nothing_else() {
 
 #[test]
 fn a_role_that_is_unknown_or_missing_grants_nothing() {
-    let backend = Upstream::start();
+    let backend = Upstream::start_with(|request| match request.path() {
+        "/internal/users/u1" => Reply::json(json!({"id": "u1", "tenant_id": "t1"})),
+        _ => Reply::json(json!({"ok": true})),
+    });
     let gateway = platform(&backend);
     let t = || Token::user("u1");
     let tokens = [
@@ -250,7 +253,7 @@ fn a_refused_caller_is_told_so_and_the_refusal_is_audited() {
 fn own_reaches_as_far_as_the_callers_id_in_the_path() {
     let (backend, gateway) = custom("127.0.0.0/8");
     let status = |id: &str, path: &str| {
-        let token = Token::user(id).hs256();
+        let token = Token::user(id).claim("venues", json!(["u1", "u2"])).hs256();
         Request::get(path)
             .bearer(&token)
             .send_to(gateway.addr())

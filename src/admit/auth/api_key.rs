@@ -25,7 +25,8 @@ pub struct ApiKeyConfig {
     pub permissions: Vec<String>,
     #[serde(default)]
     pub tier: Tier,
-    /// That it may name; `*`: all of its tenant's.
+    /// That it may name.
+
     #[serde(default)]
     pub venues: Vec<String>,
     #[serde(default)]
@@ -92,7 +93,8 @@ impl ApiKeys {
                 tenant,
                 source: Source::ApiKey,
                 tier,
-                venues: Venues::with_wildcard(venues),
+                venues: Venues::new(None, venues),
+                is_complete: true,
             });
             if keys.insert(digest, ApiKey { caller, expires_at }).is_some() {
                 problems.add(format!("{place}.sha256"), "is the key of another entry too");

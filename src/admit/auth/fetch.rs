@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use http::Uri;
+use http::{StatusCode, Uri};
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::upstreams::peer::HttpPeer;
+
+use crate::forward::call::{Answer, exchange};
 
 /// All of it: name, connection, answer.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -64,38 +66,22 @@ impl Fetch {
             .map_err(|e| format!("{}: {e}", self.host))?
             .next()
             .ok_or_else(|| format!("{} has no address", self.host))?;
-        let peer = HttpPeer::new(address, self.tls, self.host.clone());
+        let mut peer = HttpPeer::new(address, self.tls, self.host.clone());
+        // Until the next time the issuer would have closed it.
+        peer.options.idle_timeout = Some(Duration::from_secs(1));
         let failed = |e: Box<pingora::Error>| e.to_string();
-        let (mut session, _) = self
-            .connector
-            .get_http_session(&peer)
-            .await
-            .map_err(failed)?;
         let mut request =
             RequestHeader::build("GET", self.path.as_bytes(), None).map_err(failed)?;
         request
             .insert_header("Host", format!("{}:{}", self.host, self.port))
             .map_err(failed)?;
-        request
-            .insert_header("Accept", "application/json")
-            .map_err(failed)?;
-        session
-            .write_request_header(Box::new(request))
-            .await
-            .map_err(failed)?;
-        session.finish_request_body().await.map_err(failed)?;
-        session.read_response_header().await.map_err(failed)?;
-        match session.response_header().map(|head| head.status.as_u16()) {
-            Some(200) => {}
-            status => return Err(format!("status {}", status.unwrap_or_default())),
+        match exchange(&self.connector, &peer, request, LARGEST).await {
+            Ok(Answer {
+                status: StatusCode::OK,
+                body,
+            }) => Ok(body),
+            Ok(Answer { status, .. }) => Err(format!("status {}", status.as_u16())),
+            Err(fault) => Err(fault.to_string()),
         }
-        let mut body = Vec::new();
-        while let Some(chunk) = session.read_response_body().await.map_err(failed)? {
-            body.extend_from_slice(&chunk);
-            if body.len() > LARGEST {
-                return Err(format!("larger than {LARGEST} bytes"));
-            }
-        }
-        Ok(body)
     }
 }

@@ -5,6 +5,7 @@ mod fetch;
 mod jwks;
 mod keys;
 mod token;
+mod users;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,19 +18,24 @@ use prometheus::IntCounter;
 use serde::Deserialize;
 
 use super::limits::{Exceeded, FailureGuard, FailureGuardConfig};
+use super::lookup::{Behalf, User};
 use super::permissions::{Permissions, RoleId, Roles};
 use super::tenancy::Venues;
 use crate::config::{Duration, Problems, Secret, Stage};
-use crate::state::Revoked;
+use crate::forward::pool::Pools;
+use crate::state::{Cache, Revoked};
 use api_key::{ApiKeyConfig, ApiKeys};
 pub use jwks::JwksRefresh;
 use token::Tokens;
+pub use users::UsersConfig;
+use users::{Incomplete, Users};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AuthConfig {
     pub jwt: JwtConfig,
     pub refresh: RefreshConfig,
+    pub users: UsersConfig,
     /// Keys by name. Only their SHA-256 is written down.
     pub api_keys: BTreeMap<String, ApiKeyConfig>,
     pub failures: FailureGuardConfig,
@@ -80,6 +86,8 @@ pub struct Caller {
     pub tier: Tier,
     /// Its own, as far as its credential says.
     pub venues: Venues,
+    /// Nothing more can be found out about it.
+    pub is_complete: bool,
 }
 
 /// How many times the limits are a caller's: the documented multipliers.
@@ -96,6 +104,12 @@ pub enum Tier {
 pub enum Source {
     Jwt,
     ApiKey,
+}
+
+/// What is known of users beyond their tokens.
+pub struct Known<'a> {
+    pub pools: &'a Pools,
+    pub users: &'a Arc<Cache<User>>,
 }
 
 /// What a route asks of its callers.
@@ -136,6 +150,7 @@ pub struct MissingPermission;
 pub struct Auth {
     tokens: Tokens,
     api_keys: ApiKeys,
+    users: Users,
     failures: FailureGuard,
     attempts: Attempts,
 }
@@ -178,14 +193,17 @@ impl AuthConfig {
         roles: &Arc<Roles>,
         revoked: Arc<Revoked>,
         attempts: Attempts,
+        known: &Known<'_>,
         problems: &mut Problems,
     ) -> Auth {
         let Self {
             jwt,
             refresh,
+            users,
             api_keys,
             failures,
         } = self;
+        let users = users.compile(known.pools, known.users.clone(), roles.clone(), problems);
         let RefreshConfig {
             mode: RefreshMode::Proxy,
             secret,
@@ -207,7 +225,8 @@ impl AuthConfig {
             );
         }
         Auth {
-            tokens: Tokens::compile(jwt, stage, roles.clone(), revoked, problems),
+            tokens: Tokens::compile(jwt, stage, roles.clone(), revoked, users.always, problems),
+            users,
             api_keys: ApiKeys::compile(api_keys, problems),
             failures: failures.compile(problems),
             attempts,
@@ -279,6 +298,23 @@ impl Auth {
             caller,
             beside: key,
         })
+    }
+
+    /// The caller with what else can be found out about it, where its token does not say enough. `is_needed`: the
+    /// request depends on it.
+    ///
+    /// # Errors
+    /// When the user is gone, or it cannot be found out.
+    pub async fn complete(
+        &self,
+        caller: Arc<Caller>,
+        is_needed: bool,
+        behalf: Behalf<'_>,
+    ) -> Result<Arc<Caller>, Incomplete> {
+        match caller.is_complete || !(is_needed || self.users.always) {
+            true => Ok(caller),
+            false => Box::pin(self.users.complete(caller, behalf)).await,
+        }
     }
 
     /// Keeps the issuer's keys fresh, where there is an issuer with a key set.

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::HeaderValue;
 use jsonwebtoken::errors::ErrorKind;
-use quick_cache::sync::Cache;
+
 use serde::Deserialize;
 
 use super::jwks::{Jwks, JwksRefresh};
@@ -17,7 +17,7 @@ use super::{AuthError, Caller, JwtConfig, Source, Tier};
 use crate::admit::permissions::{Permissions, Roles};
 use crate::admit::tenancy::Venues;
 use crate::config::{Problems, Stage};
-use crate::state::{Revoked, TokenFacts};
+use crate::state::{Memory, Revoked, TokenFacts, memory};
 
 /// A token longer than this is no token of ours; it also would not fit the header block beside anything else.
 const LONGEST_TOKEN: usize = 8 << 10;
@@ -27,18 +27,18 @@ const FAILED_TOKENS: usize = 10_000;
 
 const LEEWAY: i64 = super::keys::LEEWAY as i64;
 
-type Remembered<K, T> = Cache<K, T, quick_cache::UnitWeighter, ahash::RandomState>;
-
 /// Verifies tokens and remembers the outcome.
 pub struct Tokens {
     local: Vec<VerifyingKey>,
     jwks: Option<Arc<Jwks>>,
     roles: Arc<Roles>,
     revoked: Arc<Revoked>,
-    good: Remembered<Box<[u8]>, Arc<Verified>>,
+    good: Memory<Box<[u8]>, Arc<Verified>>,
     /// By seeded hash: a token that failed need not be kept to be known again.
-    bad: Remembered<u64, ()>,
+    bad: Memory<u64, ()>,
     hasher: ahash::RandomState,
+    /// What tokens say of their users is not the last word.
+    look_up_all: bool,
 }
 
 struct Verified {
@@ -77,6 +77,7 @@ impl Tokens {
         stage: Stage,
         roles: Arc<Roles>,
         revoked: Arc<Revoked>,
+        look_up_all: bool,
         problems: &mut Problems,
     ) -> Self {
         let local = local_keys(&mut config, stage, problems);
@@ -106,8 +107,9 @@ impl Tokens {
             jwks,
             roles,
             revoked,
-            good: cache(cache_tokens),
-            bad: cache(FAILED_TOKENS),
+            good: memory(cache_tokens),
+            bad: memory(FAILED_TOKENS),
+            look_up_all,
             hasher: ahash::RandomState::new(),
         }
     }
@@ -262,6 +264,7 @@ impl Tokens {
             jti,
             issued: iat.unwrap_or(0.0) as i64,
         };
+        let is_complete = !self.look_up_all && (role.is_some() || !permissions.is_empty());
         let caller = Caller {
             tier: Tier::default(),
             id: id.into(),
@@ -269,7 +272,8 @@ impl Tokens {
             permissions: Permissions::new(permissions),
             tenant: HeaderValue::try_from(tenant_id).ok()?,
             source: Source::Jwt,
-            venues: Venues::new(venue.into_iter().chain(venues.into_iter().flatten())),
+            venues: Venues::new(venue, venues.into_iter().flatten()),
+            is_complete,
         };
         Some(Verified {
             caller: Arc::new(caller),
@@ -294,16 +298,6 @@ enum Rejected {
 /// Visible ASCII, and not so long that it could not travel in a header.
 fn is_identifier(text: &str) -> bool {
     (1..=256).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
-}
-
-fn cache<K: Eq + std::hash::Hash, T: Clone>(capacity: usize) -> Remembered<K, T> {
-    Cache::with(
-        capacity,
-        capacity as u64,
-        quick_cache::UnitWeighter,
-        ahash::RandomState::new(),
-        Default::default(),
-    )
 }
 
 fn unix_now() -> i64 {

@@ -6,15 +6,12 @@
 
 use std::fmt;
 
+use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
-use pingora_proxy::Session;
 use serde::Deserializer;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 
-use crate::reply::{self, Refusal};
-
-/// As large as the buffer that Pingora sends a body again from.
-const MOST: usize = 64 << 10;
+use crate::reply::Refusal;
 
 /// The names by which clients say the event.
 const NAMES: [&str; 2] = ["eventId", "event_id"];
@@ -25,30 +22,15 @@ const NONE: &str = "-";
 /// Longer is no id.
 const LONGEST_ID: usize = 128;
 
-/// Reads the body and finds the event that it names.
+/// Finds the event that a request is about, in its body.
 ///
 /// # Errors
-/// When it cannot be told, or the body is too large or does not arrive.
-pub async fn read(session: &mut Session) -> Result<Box<str>, Refusal> {
-    if session.req_header().headers.contains_key(CONTENT_ENCODING) {
+/// When it cannot be told.
+pub fn find(fields: &HeaderMap, body: &[u8]) -> Result<Box<str>, Refusal> {
+    if fields.contains_key(CONTENT_ENCODING) {
         return Err(HIDDEN);
     }
-    reply::tell_to_continue(session)
-        .await
-        .map_err(|_| Refusal::RequestTimeout)?;
-    session.as_mut().enable_retry_buffering();
-    let mut body = Vec::new();
-    loop {
-        match session.as_mut().read_request_body().await {
-            Ok(None) => return event_of(&body),
-            Ok(Some(chunk)) if body.len() + chunk.len() <= MOST => body.extend_from_slice(&chunk),
-            Ok(Some(_)) => return Err(Refusal::PayloadTooLarge),
-            Err(e) => {
-                log::debug!("a body did not arrive: {e}");
-                return Err(Refusal::RequestTimeout);
-            }
-        }
-    }
+    event_of(body)
 }
 
 const HIDDEN: Refusal = Refusal::BadBody("The body must be a JSON object that names one event");

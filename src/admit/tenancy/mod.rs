@@ -1,44 +1,327 @@
 //! Whose venues? Every venue that a request names must be one of its caller's (decision 18).
+//!
+//! A caller's venues are those that its token or its API key says, and for users those that venue-service says. Who
+//! names another's is told what who names none that exists is told. Only the role `admin` crosses venues.
+
+mod config;
+mod content;
+mod names;
+
+use bytes::Bytes;
+use http::header::HeaderName;
+use pingora_proxy::Session;
+use prometheus::IntCounter;
+use serde::Deserialize;
+
+use super::auth::{Caller, Source};
+use super::body::{self, Size};
+use super::lookup::{Behalf, Lookup, Membership, NotFoundOut};
+use crate::context::Ctx;
+use crate::gateway::Gateway;
+use crate::reply::Refusal;
+use crate::route::Route;
+pub use config::TenancyConfig;
+pub use content::Hold;
+use content::{Content, Step};
+pub use names::{Ambiguous, Named, announces_venue, is_venue_field};
+
+/// Where a route's requests are looked at for venues.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VenueRule {
+    /// In the path, the query, the header fields and the body.
+    #[default]
+    Everywhere,
+    /// In all but the body, which streams: for uploads.
+    Head,
+    /// Nowhere: the route's service answers everybody.
+    Any,
+}
+
+pub const X_VENUE_ID: HeaderName = HeaderName::from_static("x-venue-id");
 
 /// The venues that somebody may name without further ado.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Venues {
-    /// All of its tenant's.
-    all: bool,
+    /// The one that is meant where none is named.
+    pub usual: Option<Box<str>>,
     these: Box<[Box<str>]>,
+}
+
+/// Finds out who belongs to which venue.
+pub struct Tenancy {
+    members: Option<Lookup<Membership>>,
+    checks: Checks,
+}
+
+/// `venue_checks_total{outcome}`.
+pub struct Checks {
+    /// The credential names it.
+    claim: IntCounter,
+    /// venue-service does.
+    member: IntCounter,
+    stranger: IntCounter,
+    /// Nobody could tell.
+    unknown: IntCounter,
+}
+
+/// What a request's head says about venues, in the order in which it counts.
+#[derive(Debug, Default)]
+pub struct Head {
+    target: Named,
+    fields: Named,
+    /// The path speaks of venues in general: in the body a plain `id` is one's.
+    of_venues: bool,
+}
+
+/// Why a request does not go on.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// It names a venue that is not the caller's.
+    Venue {
+        venue: Box<str>,
+        source: Source,
+    },
+    /// It names a tenant that is not the caller's.
+    Tenant {
+        tenant: Box<str>,
+    },
+    Unknown(NotFoundOut),
+}
+
+// === impl Head ===
+
+impl Head {
+    /// Reads what a request's head says. `path` is what the route leaves open of it, segment by segment.
+    ///
+    /// # Errors
+    /// When two readers could read different venues.
+    pub fn read(session: &Session, route: &Route, path: &PathVenues) -> Result<Self, Ambiguous> {
+        let request = session.req_header();
+        let mut head = Self {
+            of_venues: path.is_collection,
+            ..Self::default()
+        };
+        for segment in &path.odd {
+            names::check_segment(segment)?;
+        }
+        for segment in &path.venues {
+            names::in_segment(segment, &mut head.target)?;
+        }
+        let query = request.uri.query().unwrap_or_default();
+        names::in_form(query.as_bytes(), head.of_venues, &mut head.target)?;
+        for name in &route.venue_fields {
+            names::in_field(name, &request.headers, &mut head.fields)?;
+        }
+        if route.forwards_cookies() {
+            names::in_cookies(&request.headers, &mut head.fields)?;
+        }
+        Ok(head)
+    }
+
+    fn names_nothing(&self) -> bool {
+        self.target.is_empty() && self.fields.is_empty()
+    }
+}
+
+/// What a path says about venues, as it stands there.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct PathVenues {
+    pub venues: Vec<Box<str>>,
+    /// Segments that could name one in a way of their own.
+    pub odd: Vec<Box<str>>,
+    /// It ends where the id of a venue would follow.
+    pub is_collection: bool,
+}
+
+// === impl Gateway ===
+
+impl Gateway {
+    /// Sees to it that a request names its caller's venues only, as far as that can be told before it is sent.
+    pub async fn keep_to_own_venues(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        head: Result<Head, Ambiguous>,
+        body: Option<Vec<u8>>,
+    ) -> Result<(), Refusal> {
+        let head = head?; // 400
+        let Some(route) = ctx.route.clone() else {
+            return Err(Refusal::Internal);
+        };
+        let size = match route.venues {
+            VenueRule::Everywhere => Size::announced(session),
+            VenueRule::Head | VenueRule::Any => Size::None,
+        };
+        if head.names_nothing() && size == Size::None {
+            return Ok(());
+        }
+        // Boxed: most requests that read name nothing, and must not carry this about.
+        Box::pin(self.judge(session, ctx, head, size, body)).await
+    }
+
+    async fn judge(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        head: Head,
+        size: Size,
+        body: Option<Vec<u8>>,
+    ) -> Result<(), Refusal> {
+        let Head {
+            target: mut named,
+            fields,
+            of_venues,
+        } = head;
+        if size != Size::None {
+            let content = Content::of(&session.req_header().headers)?; // 400, 415
+            match (size, body) {
+                (_, Some(body)) => named.add_all(&content.read(&body, of_venues)?)?,
+                (Size::Large, None) => ctx.hold = Some(Box::new(Hold::new(content, of_venues))),
+                (_, None) => {
+                    // Who would be refused anyhow need not send it.
+                    self.check_venues(ctx, &named).await?;
+                    let body = body::read(session, ctx).await?; // 408
+                    named.add_all(&content.read(&body, of_venues)?)?; // 400
+                }
+            }
+        }
+        named.add_all(&fields)?;
+        self.check_venues(ctx, &named).await // 404, 503
+    }
+
+    /// A piece of a body on its way to the service.
+    ///
+    /// # Errors
+    /// When the body, now that it is whole, names what is not the caller's. Nothing of it was sent.
+    pub async fn hold_back(
+        &self,
+        ctx: &mut Ctx,
+        body: &mut Option<Bytes>,
+        is_end: bool,
+    ) -> Result<(), Refusal> {
+        let Some(hold) = &mut ctx.hold else {
+            return Ok(());
+        };
+        let sent = match hold.take(body.take(), is_end)? {
+            Step::Wait => Bytes::new(),
+            Step::Pass(bytes) => bytes,
+            Step::Judge(named, bytes) => {
+                self.check_venues(ctx, &named).await?;
+                bytes
+            }
+        };
+        // Without an end, nothing would say that it is over.
+        *body = (!is_end || !sent.is_empty()).then_some(sent);
+        Ok(())
+    }
+
+    async fn check_venues(&self, ctx: &mut Ctx, named: &Named) -> Result<(), Refusal> {
+        let caller = ctx.caller.clone().ok_or(Refusal::Internal)?;
+        if ctx.venue.is_none() {
+            ctx.venue = named.venues().next().map(Into::into);
+        }
+        let behalf = ctx.behalf()?;
+        let caller = match named.venues().all(|venue| caller.venues.contains(venue)) {
+            true => caller,
+            // Its role may be one that crosses venues, and its venues may be known elsewhere.
+            false => self.auth.complete(caller, true, behalf).await?, // 401, 503
+        };
+        for holder in std::iter::once(&caller).chain(&ctx.beside) {
+            self.tenancy
+                .check(holder, self.crosses_venues(holder), named, behalf)
+                .await?;
+        }
+        Ok(())
+    }
+
+    pub fn crosses_venues(&self, caller: &Caller) -> bool {
+        caller.role.is_some() && caller.role == self.admin
+    }
+}
+
+// === impl Tenancy ===
+
+impl Tenancy {
+    async fn check(
+        &self,
+        caller: &Caller,
+        crosses_venues: bool,
+        named: &Named,
+        behalf: Behalf<'_>,
+    ) -> Result<(), Denied> {
+        if crosses_venues {
+            return Ok(());
+        }
+        let tenant = caller.tenant.to_str().unwrap_or_default();
+        if let Some(other) = named.tenants.iter().find(|named| ***named != *tenant) {
+            return Err(Denied::Tenant {
+                tenant: other.clone(),
+            });
+        }
+        for venue in named.venues() {
+            if caller.venues.contains(venue) {
+                self.checks.claim.inc();
+                continue;
+            }
+            let member = match (&self.members, caller.source) {
+                (Some(members), Source::Jwt) if is_askable(venue) => members
+                    .is_member(caller, venue, behalf)
+                    .await
+                    .map_err(|e| {
+                        self.checks.unknown.inc();
+                        Denied::Unknown(e)
+                    })?,
+                // A key's own list is all that there is; and so is a token's where nobody can be asked.
+                _ => false,
+            };
+            if !member {
+                self.checks.stranger.inc();
+                return Err(Denied::Venue {
+                    venue: venue.into(),
+                    source: caller.source,
+                });
+            }
+            self.checks.member.inc();
+        }
+        Ok(())
+    }
+}
+
+/// What could be read as a step in a path is no venue's id.
+fn is_askable(venue: &str) -> bool {
+    !matches!(venue, "." | "..") && !venue.chars().any(char::is_control)
 }
 
 // === impl Venues ===
 
 impl Venues {
-    pub fn new(these: impl IntoIterator<Item = String>) -> Self {
+    pub fn new(usual: Option<String>, others: impl IntoIterator<Item = String>) -> Self {
+        let usual: Option<Box<str>> = usual.map(Into::into);
+        let others = others.into_iter().map(Into::into);
         Self {
-            all: false,
-            these: these.into_iter().map(Into::into).collect(),
+            these: usual.clone().into_iter().chain(others).collect(),
+            usual,
         }
     }
 
-    /// `*` among them stands for all of the tenant's.
-    pub fn with_wildcard(these: impl IntoIterator<Item = String>) -> Self {
-        let mut venues = Self::new(these);
-        venues.all = venues.these.iter().any(|venue| **venue == *"*");
-        venues
-    }
-
     pub fn contains(&self, venue: &str) -> bool {
-        self.all || self.these.iter().any(|known| **known == *venue)
+        self.these.iter().any(|known| **known == *venue)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Venue { venue, source } => Refusal::ForeignVenue { venue, source },
+            Denied::Tenant { tenant } => Refusal::ForeignTenant(tenant),
+            Denied::Unknown(unknown) => unknown.into(),
+        }
+    }
+}
 
-    #[test]
-    fn a_star_is_all_venues_only_where_it_may_be() {
-        let star = || ["*".to_owned()];
-        assert!(Venues::with_wildcard(star()).contains("v1"));
-        assert!(!Venues::new(star()).contains("v1"));
-        assert!(!Venues::default().contains(""));
+impl From<Ambiguous> for Refusal {
+    fn from(Ambiguous(why): Ambiguous) -> Self {
+        Refusal::AmbiguousVenue(why)
     }
 }

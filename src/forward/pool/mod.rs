@@ -125,6 +125,11 @@ impl Pools {
         self.by_name.values()
     }
 
+    /// To connect to an instance.
+    pub fn connect_timeout(&self) -> Duration {
+        self.timeouts.connect()
+    }
+
     /// The times of a route of `service`.
     pub fn timeouts(
         &self,

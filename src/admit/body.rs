@@ -1,0 +1,73 @@
+//! Bodies that a policy must see before anything is forwarded.
+//!
+//! Pingora keeps what was read of a body, up to 64 KiB, and sends it on from there. What is larger, or does not say how
+//! large it is, is looked at on its way instead.
+
+use std::time::Instant;
+
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use pingora_proxy::Session;
+use pingora_timeout::timeout;
+
+use crate::context::Ctx;
+use crate::reply::{self, Refusal};
+
+/// As large as the buffer that Pingora sends a body again from.
+pub const SMALL: usize = 64 << 10;
+
+/// Reads a whole body that must not be larger than [`SMALL`].
+///
+/// # Errors
+/// When it is, or it does not arrive.
+pub async fn read(session: &mut Session, ctx: &Ctx) -> Result<Vec<u8>, Refusal> {
+    let left = ctx
+        .deadline
+        .and_then(|deadline| deadline.left(Instant::now()));
+    match timeout(left.unwrap_or_default(), read_all(session)).await {
+        Ok(read) => read,
+        Err(_) => Err(Refusal::RequestTimeout),
+    }
+}
+
+async fn read_all(session: &mut Session) -> Result<Vec<u8>, Refusal> {
+    reply::tell_to_continue(session)
+        .await
+        .map_err(|_| Refusal::RequestTimeout)?;
+    session.as_mut().enable_retry_buffering();
+    let mut body = Vec::new();
+    loop {
+        match session.as_mut().read_request_body().await {
+            Ok(None) => return Ok(body),
+            Ok(Some(chunk)) if body.len() + chunk.len() <= SMALL => body.extend_from_slice(&chunk),
+            Ok(Some(_)) => return Err(Refusal::PayloadTooLarge),
+            Err(e) => {
+                log::debug!("a body did not arrive: {e}");
+                return Err(Refusal::RequestTimeout);
+            }
+        }
+    }
+}
+
+/// How much of a body there is to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    None,
+    /// At most [`SMALL`].
+    Small,
+    /// More, or it does not say.
+    Large,
+}
+
+impl Size {
+    pub fn announced(session: &mut Session) -> Self {
+        let fields = &session.req_header().headers;
+        let length = fields.get(CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        match length {
+            _ if fields.contains_key(TRANSFER_ENCODING) => Self::Large,
+            None | Some(0) => Self::None,
+            Some(..=SMALL) => Self::Small,
+            Some(_) => Self::Large,
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! What a body says about venues: by its type, and by what it begins like.
+//!
+//! A body that has to be judged is held back until it is whole: the backend sees none of it before.
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue};
+
+use super::names::{self, Ambiguous, Named};
+use crate::reply::Refusal;
+
+/// How a body is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    Json,
+    Form,
+    /// Nothing that names a venue, unless it begins like JSON.
+    Other,
+}
+
+/// A body on its way: what has arrived of it, and what becomes of it.
+pub struct Hold {
+    content: Content,
+    of_venues: bool,
+    held: Vec<u8>,
+    /// It is nothing that has to be judged.
+    passes: bool,
+}
+
+/// What is done with a piece of a body.
+pub enum Step {
+    /// Nothing goes on yet.
+    Wait,
+    Pass(Bytes),
+    /// It is whole: it names these, and goes on if they are the caller's.
+    Judge(Named, Bytes),
+}
+
+// === impl Content ===
+
+impl Content {
+    /// # Errors
+    /// When the body is in a form that hides what it says.
+    pub fn of(fields: &HeaderMap) -> Result<Self, Refusal> {
+        let mut codings = fields.get_all(CONTENT_ENCODING).iter();
+        if codings.any(|coding| !is(coding, "identity")) {
+            return Err(Refusal::UnsupportedMediaType);
+        }
+        let mut types = fields.get_all(CONTENT_TYPE).iter();
+        let Some(given) = types.next() else {
+            return Ok(Self::Other);
+        };
+        if types.next().is_some() {
+            return Err(Refusal::BadHeader("There is more than one Content-Type"));
+        }
+        let text = given.to_str().map_err(|_| Refusal::UnsupportedMediaType)?;
+        let mut parts = text.split(';').map(|part| part.trim().to_ascii_lowercase());
+        let essence = parts.next().unwrap_or_default();
+        if !parts.all(|parameter| is_readable(&parameter)) {
+            return Err(Refusal::UnsupportedMediaType);
+        }
+        match essence.as_str() {
+            kind if kind.contains(',') => Err(Refusal::UnsupportedMediaType),
+            kind if kind.contains("urlencoded") => Ok(Self::Form),
+            kind if kind.contains("json") => Ok(Self::Json),
+            kind if is_opaque(kind) => Ok(Self::Other),
+            _ => Err(Refusal::UnsupportedMediaType),
+        }
+    }
+
+    /// The venues in a whole body.
+    ///
+    /// # Errors
+    /// When two readers could read different ones.
+    pub fn read(self, body: &[u8], of_venues: bool) -> Result<Named, Ambiguous> {
+        let mut named = Named::default();
+        if self == Self::Form {
+            names::in_form(body, of_venues, &mut named)?;
+        }
+        // A form can be JSON as well.
+        if self == Self::Json || begins_like_json(body) == Some(true) {
+            match body {
+                [] => {}
+                body => names::in_json(body, of_venues, &mut named)?,
+            }
+        }
+        Ok(named)
+    }
+}
+
+/// Types of what holds no names that a service would look for.
+fn is_opaque(kind: &str) -> bool {
+    let families = ["image/", "audio/", "video/", "font/"];
+    families.iter().any(|family| kind.starts_with(family))
+        || matches!(
+            kind,
+            "" | "text/plain" | "application/octet-stream" | "application/pdf" | "application/zip"
+        )
+}
+
+fn is(value: &HeaderValue, text: &str) -> bool {
+    value
+        .as_bytes()
+        .trim_ascii()
+        .eq_ignore_ascii_case(text.as_bytes())
+}
+
+/// A parameter of a type, in lower case: texts in other character sets are not read.
+fn is_readable(parameter: &str) -> bool {
+    let Some(charset) = parameter.strip_prefix("charset") else {
+        return true;
+    };
+    let name = charset.trim_matches([' ', '\t', '=', '"']);
+    matches!(name, "utf-8" | "utf8" | "us-ascii")
+}
+
+/// `None`: that cannot be told yet. What some readers skip (spaces of all kinds, byte order marks, the zeros of other
+/// encodings) is skipped.
+fn begins_like_json(mut body: &[u8]) -> Option<bool> {
+    loop {
+        let width = match body {
+            [] => return None,
+            [b'\t'..=b'\r' | b' ' | 0, ..] => 1,
+            [0xc2, 0xa0, ..] | [0xfe, 0xff, ..] | [0xff, 0xfe, ..] => 2,
+            [0xef, 0xbb, 0xbf, ..] | [0xe2, 0x80 | 0x81, _, ..] => 3,
+            [0xe1, 0x9a, 0x80, ..] | [0xe3, 0x80, 0x80, ..] => 3,
+            [0xc2 | 0xe1 | 0xe2 | 0xe3 | 0xef | 0xfe | 0xff] => return None,
+            [0xe1 | 0xe2 | 0xe3 | 0xef, _] => return None,
+            [first, ..] => return Some(matches!(first, b'{' | b'[')),
+        };
+        body = &body[width..];
+    }
+}
+
+// === impl Hold ===
+
+impl Hold {
+    pub fn new(content: Content, of_venues: bool) -> Self {
+        Self {
+            content,
+            of_venues,
+            held: Vec::new(),
+            passes: false,
+        }
+    }
+
+    /// The body is sent once more, from its beginning.
+    pub fn begin(&mut self) {
+        *self = Self::new(self.content, self.of_venues);
+    }
+
+    /// # Errors
+    /// When two readers could read different venues.
+    pub fn take(&mut self, chunk: Option<Bytes>, is_end: bool) -> Result<Step, Ambiguous> {
+        let chunk = chunk.unwrap_or_default();
+        if self.passes {
+            return Ok(Step::Pass(chunk));
+        }
+        self.held.extend_from_slice(&chunk);
+        if self.content == Content::Other && begins_like_json(&self.held) == Some(false) {
+            self.passes = true;
+            return Ok(Step::Pass(std::mem::take(&mut self.held).into()));
+        }
+        if !is_end {
+            return Ok(Step::Wait);
+        }
+        let named = self.content.read(&self.held, self.of_venues)?;
+        Ok(Step::Judge(named, std::mem::take(&mut self.held).into()))
+    }
+}

@@ -1,0 +1,178 @@
+use super::*;
+
+type Reads = fn(&[u8], bool, &mut Named) -> Result<(), Ambiguous>;
+
+#[track_caller]
+fn venues(read: Reads, text: &str) -> Result<String, Ambiguous> {
+    let mut named = Named::default();
+    read(text.as_bytes(), false, &mut named)?;
+    Ok(named.venues().collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn a_query_names_venues_in_many_ways() {
+    for (query, expected) in [
+        ("page=2&limit=10", ""),
+        ("venueId=v1", "v1"),
+        ("Venue_ID=v1&x=2", "v1"),
+        ("%76enueId=v%31", "v1"),
+        ("venue=v1", "v1"),
+        ("venueIds=v1,v2", "v1 v2"),
+        ("venueIds[]=v1&venueIds[]=v2", "v1 v2"),
+        ("venueIds%5B0%5D=v1&venueIds%5B1%5D=v2", "v1 v2"),
+        ("venues[0][id]=v1&venues[1][id]=v2", "v1 v2"),
+        ("filter[venueId]=v1", "v1"),
+        ("filter.venue.id=v1", "v1"),
+        ("fromVenueId=v1&toVenueId=v2", "v1 v2"),
+        (r#"filter={"venueId":"v1"}"#, "v1"),
+        ("sort=venueId", ""),
+        ("fields=id,venueId,name", ""),
+        ("venueId=", ""),
+        ("q=adventure", ""),
+        ("targetVenue=v1&revenue=10&avenue=5th&minRevenue=3", "v1"),
+        ("areVenue=v1", "v1"),
+        ("q={not json", ""),
+    ] {
+        assert_eq!(venues(in_form, query).as_deref(), Ok(expected), "{query}");
+    }
+}
+
+#[test]
+fn a_query_that_two_readers_read_differently_is_refused() {
+    for query in [
+        "venueId=v1&venueId=v2",
+        "venueId=v1&venue_id=v1",
+        "venueId=v1&venueId[]=v2",
+        "venueId[$ne]=v1",
+        "venueId[in][]=v1",
+        "venue[name]=x",
+        "%2576enueId=v1",
+        "filter=venueId:v1",
+        "filter=venueId eq 'v1'",
+        r#"filter={"venueId":"v1""#,
+        r#"filter={"venueId":{"$ne":"v1"}}"#,
+        "a=1;venueId=v2",
+        "venueId__in=v1",
+        "venue[id=v1",
+        "venueId.gte=v1",
+    ] {
+        assert!(venues(in_form, query).is_err(), "{query}");
+    }
+}
+
+#[test]
+fn json_names_venues_at_every_depth() {
+    for (json, expected) in [
+        (r#"{}"#, ""),
+        (r#"[1,"a",null,true,1.5]"#, ""),
+        (r#"{"venueId":"v1"}"#, "v1"),
+        (r#"{"\u0076enueId":"v1"}"#, "v1"),
+        (r#"{"venue-id\u0000":"v1"}"#, "v1"),
+        (r#"{"venueId":42}"#, "42"),
+        (r#"{"venueId":null,"name":"x"}"#, ""),
+        (r#"[[{"a":[{"venue_id":"v1"}]}],{"venueId":"v2"}]"#, "v1 v2"),
+        (r#"{"venueIds":["v1",7]}"#, "v1 7"),
+        (r#"{"venue":{"id":"v1","owner":{"id":"u1"}}}"#, "v1"),
+        (r#"{"venues":[{"id":"v1"},"v2"]}"#, "v1 v2"),
+        (r#"{"venue":{"name":"x","parent":{"venueId":"v2"}}}"#, "v2"),
+        (r#"{"a":{"venueId":"v1"},"a":{"venueId":"v2"}}"#, "v1 v2"),
+        (r#"{"payload":"{\"venueId\":\"v1\"}"}"#, "v1"),
+        (r#"{"note":"{venues welcome"}"#, ""),
+        (r#"{"venue":{"connect":{"id":"v1"}}}"#, "v1"),
+        (r#"{"venue":{"data":{"type":"venues","id":"v1"}}}"#, "v1"),
+        (r#"{"venues.0.id":"v1"}"#, "v1"),
+        (r#"{"targetVenue":"v1","revenue":5}"#, "v1"),
+        (r#"{"sort":"venueId","fields":["id","venueId"]}"#, ""),
+        (r#"{"note":"the venue is great: come"}"#, ""),
+    ] {
+        assert_eq!(venues(in_json, json).as_deref(), Ok(expected), "{json}");
+    }
+}
+
+#[test]
+fn json_that_two_readers_read_differently_is_refused() {
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    for json in [
+        r#"{"venueId":"v1","venueId":"v2"}"#,
+        r#"{"venueId":"v1","\u0076enue_id":"v1"}"#,
+        r#"{"venueId":["v1"]}"#,
+        r#"{"venueId":{"$ne":"v1"}}"#,
+        r#"{"venueId":true}"#,
+        r#"{"venueId":1.5}"#,
+        r#"{"venue":{"id":"v1","_id":"v2"}}"#,
+        r#"{"venueIds":[["v1"]]}"#,
+        r#"{"payload":"{\"venueId\":{\"$ne\":1}}"}"#,
+        r#"{"payload":"{\"venueId\":\"v1\""}"#,
+        r#"{"venueId":"v1"} {"venueId":"v2"}"#,
+        r#"{"venueId":"v1",}"#,
+        "\u{feff}{}",
+        r#"{"venueId":9007199254740993}"#,
+        r#"{"venue":{"$in":["v1"]}}"#,
+        r#"{"venueId__in":["v1"]}"#,
+        r#"[{"op":"replace","path":"/venueId","value":"v1"}]"#,
+        r#"{"field":"venueId","op":"eq","value":"v1"}"#,
+        r#"{"query":"{ events(venueId:\"v1\"){id} }"}"#,
+        r#"{"a":"\ud800"}"#,
+        r#"{"a":NaN}"#,
+        &deep,
+    ] {
+        assert!(venues(in_json, json).is_err(), "{json}");
+    }
+}
+
+#[test]
+fn where_venues_are_spoken_of_a_plain_id_is_one() {
+    for (json, expected) in [
+        (r#"{"ids":["v1"],"id":"v2"}"#, "v1 v2"),
+        (r#"[{"id":"v1"}]"#, "v1"),
+        (
+            r#"{"data":{"type":"venues","id":"v1"},"owner":{"id":"u1"}}"#,
+            "v1",
+        ),
+    ] {
+        let mut named = Named::default();
+        in_json(json.as_bytes(), true, &mut named).unwrap();
+        assert_eq!(
+            named.venues().collect::<Vec<_>>().join(" "),
+            expected,
+            "{json}"
+        );
+    }
+    let mut named = Named::default();
+    in_form(b"id=v1&ids=v2,v3&page=1", true, &mut named).unwrap();
+    assert_eq!(named.venues().count(), 3);
+}
+
+#[test]
+fn tenants_are_found_too() {
+    let mut named = Named::default();
+    in_json(
+        br#"{"tenantId":"t1","a":{"tenant_id":"t2"}}"#,
+        false,
+        &mut named,
+    )
+    .unwrap();
+    in_form(b"tenant=t3", false, &mut named).unwrap();
+    assert_eq!(named.tenants.len(), 3);
+}
+
+#[test]
+fn a_segment_announces_a_venue_in_many_ways() {
+    for segment in [
+        "venues",
+        "Venue",
+        "venues;x=1",
+        "venueId",
+        "by-venue",
+        "venue-id",
+    ] {
+        assert!(announces_venue(segment), "{segment}");
+    }
+    for segment in ["avenues", "revenue", "events", "venuesque"] {
+        assert!(!announces_venue(segment), "{segment}");
+    }
+    for segment in ["venues(v9)", "e1;venueId=v9", "venue=v9", "e1;venue%49d=v9"] {
+        assert!(check_segment(segment).is_err(), "{segment}");
+    }
+    assert!(check_segment("e1;version=2").is_ok());
+}

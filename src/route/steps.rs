@@ -1,0 +1,129 @@
+//! Where a path names venues: behind a segment that announces one, in what the route leaves open.
+
+use super::tree::Captures;
+use crate::admit::tenancy::{PathVenues, announces_venue};
+
+/// The segments of a route's path, and of its target where that differs.
+pub struct Steps {
+    paths: Vec<Vec<Step>>,
+}
+
+enum Step {
+    /// As the configuration has it: it names nothing, but may announce a venue.
+    Literal {
+        announces: bool,
+    },
+    /// A parameter, by its place; its own name may say that it is a venue.
+    Parameter {
+        place: usize,
+        is_venue: bool,
+    },
+    Rest,
+}
+
+impl Steps {
+    pub fn compile(path: &str, target: Option<&str>) -> Self {
+        let parameters: Vec<&str> = path.split('/').filter(|s| s.starts_with('{')).collect();
+        let step = |segment: &str| match segment {
+            "*" => Step::Rest,
+            parameter if parameter.starts_with('{') => Step::Parameter {
+                place: parameters
+                    .iter()
+                    .position(|p| *p == parameter)
+                    .unwrap_or_default(),
+                is_venue: announces_venue(parameter),
+            },
+            literal => Step::Literal {
+                announces: announces_venue(literal),
+            },
+        };
+        let steps = |path: &str| path.split('/').skip(1).map(step).collect();
+        let target = target.filter(|target| *target != path);
+        Self {
+            paths: std::iter::once(path).chain(target).map(steps).collect(),
+        }
+    }
+
+    pub fn venues(&self, captures: &Captures<'_>) -> PathVenues {
+        let mut found = PathVenues::default();
+        for steps in &self.paths {
+            let mut walk = Walk {
+                found: &mut found,
+                announced: false,
+            };
+            for step in steps {
+                match step {
+                    Step::Literal { announces } => walk.announced = *announces,
+                    Step::Parameter { place, is_venue } => {
+                        walk.announced |= is_venue;
+                        walk.step(captures.parameter(*place).unwrap_or_default());
+                    }
+                    Step::Rest => captures
+                        .rest
+                        .split('/')
+                        .for_each(|segment| walk.step(segment)),
+                }
+            }
+            let is_collection = walk.announced;
+            found.is_collection |= is_collection;
+        }
+        found
+    }
+}
+
+struct Walk<'a> {
+    found: &'a mut PathVenues,
+    /// The last segment said that a venue follows.
+    announced: bool,
+}
+
+impl Walk<'_> {
+    /// A segment that the client chose.
+    fn step(&mut self, segment: &str) {
+        if segment.is_empty() {
+            return;
+        }
+        if std::mem::replace(&mut self.announced, announces_venue(segment)) {
+            self.found.venues.push(segment.into());
+        } else if segment.contains(['(', '=', ':', '%']) {
+            self.found.odd.push(segment.into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tree::Tree;
+    use super::*;
+
+    #[track_caller]
+    fn venues(path: &str, target: Option<&str>, request: &str) -> String {
+        let mut tree: Tree<()> = Tree::default();
+        tree.entry(path);
+        let (_, captures) = tree.find(request).expect("the request is the route's");
+        let found = Steps::compile(path, target).venues(&captures);
+        let collection = if found.is_collection { " +" } else { "" };
+        found.venues.join(" ") + collection
+    }
+
+    #[test]
+    fn venues_stand_behind_what_announces_them() {
+        for (path, request, expected) in [
+            ("/api/v1/venues/*", "/api/v1/venues", " +"),
+            ("/api/v1/venues/*", "/api/v1/venues/", " +"),
+            ("/api/v1/venues/*", "/api/v1/venues/v1", "v1"),
+            ("/api/v1/venues/*", "/api/v1/venues/v1/events/e1", "v1"),
+            ("/api/v1/venues/search", "/api/v1/venues/search", ""),
+            ("/api/v1/events/*", "/api/v1/events/e1", ""),
+            ("/api/v1/events/*", "/api/v1/events/Venues/v1/x", "v1"),
+            ("/api/v1/events/*", "/api/v1/events/e1/venues", " +"),
+            ("/x/{venueId}/y", "/x/v1/y", "v1"),
+            ("/x/{kind}/{id}", "/x/venues/v1", "v1"),
+            ("/x/{kind}/*", "/x/venues/v1", "v1"),
+        ] {
+            assert_eq!(venues(path, None, request), expected, "{path} {request}");
+        }
+        assert_eq!(venues("/v/{id}", Some("/venues/{id}"), "/v/v1"), "v1");
+        assert_eq!(venues("/mine/*", Some("/venues/*"), "/mine/v1/x"), "v1");
+    }
+}
