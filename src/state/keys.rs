@@ -6,7 +6,9 @@
 //! | `session:revoked:jti:{jti}` | auth-service | the token's remaining life |
 //! | `session:revoked:user:{id}` | auth-service | the longest token's life; value: issued before, unix seconds |
 //! | `session:revoked:tenant:{id}` | auth-service | as for users |
-//! | `rl:ticket:{user}:{event}` | the same | the limit's window, or its block |
+//! | `session:user:{id}` | the gateway (`admit::lookup`) | `auth.users.life`; the value says whose it is |
+//! | `cache:venue:member:{venue}:{user}` | the gateway (`admit::lookup`) | `tenancy.life`; the value says whose it is |
+//! | `rl:ticket:{user}:{event}` | the gateway (`admit::limits::shared`) | the limit's window, or its block |
 //! | `rl:user:{id}` `rl:api:{id}` `rl:ip:{ip}`, and each with `:{limit}` | the gateway (`admit::limits::shared`) | the limit's window |
 
 /// The prefixes that revocations are followed under.
