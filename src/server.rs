@@ -171,7 +171,13 @@ pub fn compile(
     } else {
         threads
     };
-    let redis = redis.compile(revoked.clone(), redis_health.clone(), threads, p);
+    let redis = redis.compile(
+        revoked.clone(),
+        redis_health.clone(),
+        threads,
+        &metrics.redis,
+        p,
+    );
     let books = Arc::new(Books::default());
     let shared = redis
         .as_ref()

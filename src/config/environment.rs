@@ -32,6 +32,7 @@ const VARIABLES: &[(&str, &str, Kind)] = &[
     ("HOST", "server.host", Kind::Text),
     ("REDIS_HOST", "redis.host", Kind::Text),
     ("REDIS_PORT", "redis.port", Kind::Number),
+    ("REDIS_USERNAME", "redis.username", Kind::Text),
     ("REDIS_PASSWORD", "redis.password", Kind::Text),
     ("REDIS_DB", "redis.db", Kind::Number),
     ("JWT_SECRET", "auth.jwt.secret", Kind::Text),
@@ -98,6 +99,10 @@ const VARIABLES: &[(&str, &str, Kind)] = &[
     ("SERVER_THREADS", "server.threads", Kind::Number),
     ("TRUSTED_PROXIES", "server.trusted_proxies", Kind::List),
     ("LIMITS_FLOOD_MAX", "limits.flood.per_second", Kind::Number),
+    ("REDIS_TLS", "redis.tls.enabled", Kind::Flag),
+    ("REDIS_SENTINEL_MASTER", "redis.sentinel.master", Kind::Text),
+    ("REDIS_SENTINELS", "redis.sentinel.nodes", Kind::List),
+    ("REDIS_CLUSTER_NODES", "redis.cluster.nodes", Kind::List),
 ];
 
 /// Keys of one service's breaker, and the variable that wins over them for all services.

@@ -21,6 +21,8 @@ pub fn init(settings: &LogSettings, sink: Sink) {
         .filter_module("pingora_proxy", level.min(LevelFilter::Error))
         // Our own line tells an instance's health, with its service.
         .filter_module("pingora_load_balancing", level.min(LevelFilter::Error))
+        // One line for each try to reach a node of a cluster: our own line says that it is away.
+        .filter_module("redis", level.min(LevelFilter::Error))
         .format(move |out, record| {
             let mut line = Vec::with_capacity(256);
             write_record(&mut line, format, &service, record);

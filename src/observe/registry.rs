@@ -1,6 +1,8 @@
 //! Every metric, under its documented name, labels and buckets. Label values come from the configuration, never from
 //! a request: a route is its template, a method one of seven or `OTHER`, and a path without a route is `unmatched`.
 
+mod redis;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use prometheus::{
 use crate::forward::pool::Census;
 use crate::forward::retry::Failure;
 use crate::route::{METHODS, MethodIndex};
+pub use redis::RedisMetrics;
 
 /// Seconds, as documented.
 const DURATIONS: [f64; 7] = [0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0];
@@ -39,6 +42,7 @@ pub struct Metrics {
     pub connections: IntGauge,
     log_lines_dropped: IntGauge,
     redis_up: IntGauge,
+    pub redis: RedisMetrics,
     services: ServiceMetricsVec,
     build_info: Gauge,
 }
@@ -219,6 +223,7 @@ impl Metrics {
                     "1 when redis answers, 0 when it is away or not configured",
                 )?,
             )?,
+            redis: RedisMetrics::new(&registry)?,
             services: ServiceMetricsVec::new(&registry)?,
             build_info: registered(
                 &registry,

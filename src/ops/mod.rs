@@ -281,6 +281,9 @@ impl Ops {
                 .map(|pool| (pool.name.to_string(), pool.breaker.describe()))
                 .collect();
             body.insert("circuitBreakers".into(), breakers.into());
+            if let Some(redis) = self.redis.describe() {
+                body.insert("redis".into(), redis);
+            }
             let pools: Map<String, Value> = self
                 .pools
                 .iter()
@@ -305,7 +308,7 @@ impl Ops {
     fn metrics(&self) -> Answer {
         self.pools.iter().for_each(|pool| pool.observe_now());
         self.metrics
-            .observe_now(self.logger.dropped(), self.redis.get() == RedisState::Ok);
+            .observe_now(self.logger.dropped(), self.redis.is_followed());
         Answer {
             status: StatusCode::OK,
             content_type: "text/plain; version=0.0.4; charset=utf-8",

@@ -5,7 +5,6 @@
 //! the background task has a connection again that answers. So a Redis that is a black hole costs the requests of one
 //! moment their time limit, and the others nothing.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -15,18 +14,28 @@ use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use pingora_timeout::timeout;
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, RedisResult};
+use prometheus::IntCounter;
+use redis::{Cmd, FromRedisValue, RedisError, RedisResult};
 use tokio::sync::Notify;
+
+use super::connection::Connection;
+use super::health::{RedisHealth, RedisState};
+use super::topology::{Topology, silent};
+use crate::observe::registry::RedisMetrics;
 
 /// The connections.
 pub struct Redis {
     links: Box<[Link]>,
-    limit: Duration,
+    topology: Arc<Topology>,
+    health: Arc<RedisHealth>,
+    refused: IntCounter,
+    late: IntCounter,
+    reconnects: IntCounter,
 }
 
+#[derive(Default)]
 struct Link {
-    connection: ArcSwapOption<MultiplexedConnection>,
+    connection: ArcSwapOption<Connection>,
     lost: Notify,
     /// An answer that is an error was told of, and none was good since.
     complained: AtomicBool,
@@ -39,17 +48,15 @@ pub struct Away;
 /// Prepares a fresh connection, before requests may use it.
 #[async_trait]
 pub trait Prepare: Send + Sync {
-    async fn prepare(&self, redis: &mut MultiplexedConnection) -> RedisResult<()>;
+    async fn prepare(&self, redis: &mut Connection) -> RedisResult<()>;
 
     /// Requests use it now, and from time to time after that: what was done without it meanwhile. At least a `PING`.
-    async fn prepared(&self, redis: &mut MultiplexedConnection) -> RedisResult<()>;
+    async fn prepared(&self, redis: &mut Connection) -> RedisResult<()>;
 }
 
 /// The background task that keeps the connections.
 pub struct Keeper {
     pub redis: Arc<Redis>,
-    pub client: Client,
-    pub connect_timeout: Duration,
     pub prepare: Arc<dyn Prepare>,
 }
 
@@ -61,10 +68,19 @@ const LONGEST_CONNECT: Duration = Duration::from_secs(1);
 const PING_EVERY: Duration = Duration::from_secs(1);
 
 impl Redis {
-    pub fn new(connections: usize, limit: Duration) -> Self {
+    pub(super) fn new(
+        connections: usize,
+        topology: Arc<Topology>,
+        health: Arc<RedisHealth>,
+        metrics: &RedisMetrics,
+    ) -> Self {
         Self {
             links: (0..connections.max(1)).map(|_| Link::default()).collect(),
-            limit,
+            topology,
+            health,
+            refused: metrics.commands_refused.clone(),
+            late: metrics.commands_late.clone(),
+            reconnects: metrics.command_reconnects.clone(),
         }
     }
 
@@ -77,8 +93,9 @@ impl Redis {
         let Some(connection) = link.connection.load_full() else {
             return Err(Away);
         };
-        let mut connection = MultiplexedConnection::clone(&connection);
-        let answer = timeout(self.limit, command.query_async(&mut connection)).await;
+        let mut connection = Connection::clone(&connection);
+        let limit = self.topology.command_timeout;
+        let answer = timeout(limit, command.query_async(&mut connection)).await;
         match answer {
             Ok(Ok(answer)) => {
                 if link.complained.load(Relaxed) {
@@ -87,10 +104,9 @@ impl Redis {
                 Ok(answer)
             }
             Ok(Err(e)) => {
-                // Redis is there and says no: full, read-only, busy. Another connection would hear the same; but scripts
-                // are loaded with a new one.
-                if e.code().is_none() || e.code() == Some("NOSCRIPT") {
-                    link.lose();
+                self.refused.inc();
+                if is_for_another(&e) {
+                    self.lose(link);
                 }
                 if !link.complained.swap(true, Relaxed) {
                     log::warn!("redis refuses what a request needs, it goes on without: {e}");
@@ -98,10 +114,33 @@ impl Redis {
                 Err(Away)
             }
             Err(_) => {
-                link.lose();
+                self.late.inc();
+                self.lose(link);
                 Err(Away)
             }
         }
+    }
+
+    /// The keys of one command must lie in one slot.
+    pub fn has_slots(&self) -> bool {
+        self.topology.has_slots()
+    }
+
+    fn lose(&self, link: &Link) {
+        if link.connection.swap(None).is_some() {
+            self.observe();
+            link.lost.notify_one();
+        }
+    }
+
+    /// Says how it is with the connections.
+    fn observe(&self) {
+        let up = self
+            .links
+            .iter()
+            .all(|link| link.connection.load().is_some());
+        let state = if up { RedisState::Ok } else { RedisState::Away };
+        self.health.commands.set(state);
     }
 
     /// Each thread has its own, so that their answers do not wait for each other.
@@ -114,22 +153,13 @@ impl Redis {
     }
 }
 
-impl Default for Link {
-    fn default() -> Self {
-        Self {
-            connection: ArcSwapOption::empty(),
-            lost: Notify::new(),
-            complained: AtomicBool::new(false),
-        }
-    }
-}
-
-impl Link {
-    fn lose(&self) {
-        if self.connection.swap(None).is_some() {
-            self.lost.notify_one();
-        }
-    }
+/// Whether a new connection would hear something else: scripts are loaded with it, and it is to who is the master then.
+/// Who is full or busy says the same to all.
+fn is_for_another(error: &RedisError) -> bool {
+    matches!(
+        error.code(),
+        None | Some("NOSCRIPT" | "READONLY" | "MOVED" | "CLUSTERDOWN")
+    )
 }
 
 // === impl Keeper ===
@@ -137,20 +167,15 @@ impl Link {
 impl Keeper {
     /// Connects, and watches over the connection until it is lost.
     async fn keep(&self, link: &Link) -> RedisResult<()> {
+        let topology = &self.redis.topology;
         // A network that drops what we send would let one try outlast its return.
-        let patience = self.connect_timeout.min(LONGEST_CONNECT);
-        // The time of a command is ours to take: another timer for each would be waste.
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(patience))
-            .set_response_timeout(None);
-        let mut redis = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await?;
-        timeout(self.connect_timeout, self.prepare.prepare(&mut redis))
+        let patience = topology.connect_timeout.min(LONGEST_CONNECT);
+        let mut redis = topology.connect(patience).await?;
+        timeout(topology.connect_timeout, self.prepare.prepare(&mut redis))
             .await
             .map_err(|_| silent())??;
         link.connection.store(Some(Arc::new(redis.clone())));
+        self.redis.observe();
         let mut pause = Duration::ZERO;
         loop {
             tokio::select! {
@@ -164,10 +189,6 @@ impl Keeper {
             }
         }
     }
-}
-
-fn silent() -> RedisError {
-    RedisError::from(io::Error::from(io::ErrorKind::TimedOut))
 }
 
 #[async_trait]
@@ -184,7 +205,9 @@ impl BackgroundService for Keeper {
                         _ = shutdown.changed() => return,
                     }
                     link.connection.store(None);
+                    self.redis.observe();
                     tokio::time::sleep(RECONNECT).await;
+                    self.redis.reconnects.inc();
                 }
             }
         });

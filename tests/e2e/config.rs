@@ -39,6 +39,13 @@ const VARIABLES: &[(&str, &str, &[&str], &str)] = &[
     ),
     ("REDIS_PORT", "redis.port", &["redis", "65536"], "6379"),
     ("REDIS_DB", "redis.db", &["zero"], "3"),
+    ("REDIS_TLS", "redis.tls.enabled", &["maybe"], "true"),
+    (
+        "REDIS_CLUSTER_NODES",
+        "redis.cluster.nodes",
+        &["redis-1", "redis-1:6379,:6379", "redis://a:6379"],
+        "redis-1:6379, [::1]:6380",
+    ),
     (
         "JWT_SECRET",
         "auth.jwt.secret",

@@ -9,6 +9,7 @@ mod failures;
 mod shared;
 mod window;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -126,7 +127,7 @@ impl Limits {
                 let keys = rules
                     .iter()
                     .filter(|rule| rule.counts(who))
-                    .map(|rule| rule.key(who));
+                    .map(|rule| rule.key(who, shared.has_slots()));
                 let limits: Vec<(String, Ask)> = keys.zip(asks.iter().copied()).collect();
                 // Boxed: without Redis no request carries its future about.
                 Box::pin(self.spend_shared(shared, limits, now))
@@ -143,13 +144,13 @@ impl Limits {
             return;
         }
         let hash = self.hash(who);
-        let mut keys = Vec::new();
         for rule in rules.iter().filter(forgiving) {
             self.windows.forgive(&self.ask(rule, who, hash));
-            keys.push(rule.key(who));
         }
         if let Some(shared) = &self.shared {
-            shared.forgive(keys);
+            let keys = rules.iter().filter(forgiving);
+            let keys = keys.map(|rule| rule.key(who, shared.has_slots()));
+            shared.forgive(keys.collect());
         }
     }
 
@@ -234,23 +235,27 @@ impl Rule {
     }
 
     /// The documented key in Redis, with the name of the limit behind it where that is not the global one.
-    fn key(&self, who: Who<'_>) -> String {
-        if let (true, Some(event)) = (self.per_event, who.event) {
-            let address = || counted(who.client).to_string();
-            let user = who
-                .caller
-                .map_or_else(address, |caller| caller.id.to_string());
-            return format!("rl:ticket:{user}:{event}");
-        }
-        let mut key = match who.caller.map(Caller::limit_key) {
-            Some((prefix, id)) => format!("{prefix}{id}"),
-            None => format!("rl:ip:{}", counted(who.client)),
+    fn key(&self, who: Who<'_>, tagged: bool) -> String {
+        let (prefix, id) = match who.caller.map(Caller::limit_key) {
+            Some((prefix, id)) => (prefix, Cow::Borrowed(id)),
+            None => ("rl:ip:", Cow::Owned(counted(who.client).to_string())),
         };
-        if !self.name.is_empty() {
-            key.push(':');
-            key.push_str(&self.name);
+        let id = if tagged { tag(&id).into() } else { id };
+        match (who.event.filter(|_| self.per_event), &*self.name) {
+            (Some(event), _) => format!("rl:ticket:{id}:{event}"),
+            (None, "") => format!("{prefix}{id}"),
+            (None, name) => format!("{prefix}{id}:{name}"),
         }
-        key
+    }
+}
+
+/// Braces around an id: a Cluster keeps keys in one slot that have the same text in their first ones. An empty text does
+/// not count, so what would end it at once is spelled in another way.
+fn tag(id: &str) -> String {
+    match id.as_bytes().first() {
+        Some(b'}') => format!("{{%7D{}}}", &id[1..]),
+        Some(b'%') => format!("{{%25{}}}", &id[1..]),
+        _ => format!("{{{id}}}"),
     }
 }
 

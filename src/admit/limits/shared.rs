@@ -10,11 +10,10 @@ use std::time::Instant;
 use async_trait::async_trait;
 use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
-use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisResult};
 
 use super::window::{Ask, step_ms};
-use crate::state::{Away, Prepare, Redis};
+use crate::state::{Away, Connection, Prepare, Redis};
 
 /// What Redis decided about one request.
 pub struct Decision {
@@ -97,6 +96,11 @@ impl Shared {
         })
     }
 
+    /// All keys of one caller must lie in one slot.
+    pub fn has_slots(&self) -> bool {
+        self.redis.has_slots()
+    }
+
     /// Takes a grant back from each of these, when there is time for it: nobody waits.
     pub fn forgive(&self, mut keys: Vec<String>) {
         keys.retain(|key| !self.books.strike(key));
@@ -156,24 +160,21 @@ impl Books {
     }
 
     /// Tells Redis what was granted without it. What it has no room for is as good as told.
-    async fn settle(&self, script: &str, redis: &mut MultiplexedConnection) -> RedisResult<()> {
+    async fn settle(&self, script: &str, redis: &mut Connection) -> RedisResult<()> {
         loop {
             let untold = Untold::next(self);
             if untold.chunk.is_empty() {
                 return Ok(());
             }
-            let mut pipeline = redis::pipe();
+            let mut commands = Vec::new();
             let fresh = |grant: &Grant, ask: &Ask| grant.when.elapsed() < ask.window;
             for grant in &untold.chunk {
                 // Each by itself: one that is used up must not keep the others from being spent.
                 for limit in grant.limits.iter().filter(|(_, ask)| fresh(grant, ask)) {
-                    pipeline.add_command(command(script, std::slice::from_ref(limit)));
+                    commands.push(command(script, std::slice::from_ref(limit)));
                 }
             }
-            let answers = pipeline
-                .ignore_errors()
-                .query_async::<Vec<RedisResult<redis::Value>>>(redis)
-                .await?;
+            let answers = redis.each(commands).await?;
             // What one key meets must not keep the others, and this connection, from being used.
             if answers.iter().flat_map(|a| a.as_ref().err()).any(will_pass) {
                 return Ok(());
@@ -181,6 +182,15 @@ impl Books {
             untold.was_told();
         }
     }
+}
+
+/// Of a Cluster, every master gets it.
+async fn load(script: &str, redis: &mut Connection) -> RedisResult<String> {
+    redis::cmd("SCRIPT")
+        .arg("LOAD")
+        .arg(script)
+        .query_async(redis)
+        .await
 }
 
 /// A part of the journal on its way to Redis. What ends that way early, an error or the end of our patience, puts it back:
@@ -225,22 +235,18 @@ fn will_pass(error: &redis::RedisError) -> bool {
                 | "MISCONF"
                 | "MASTERDOWN"
                 | "CLUSTERDOWN"
+                | "MOVED"
+                | "ASK"
+                | "TRYAGAIN"
         )
     )
 }
 
 #[async_trait]
 impl Prepare for Books {
-    async fn prepare(&self, redis: &mut MultiplexedConnection) -> RedisResult<()> {
-        let (spend, forgive): (String, String) = redis::pipe()
-            .cmd("SCRIPT")
-            .arg("LOAD")
-            .arg(SPEND)
-            .cmd("SCRIPT")
-            .arg("LOAD")
-            .arg(FORGIVE)
-            .query_async(redis)
-            .await?;
+    async fn prepare(&self, redis: &mut Connection) -> RedisResult<()> {
+        let spend = load(SPEND, redis).await?;
+        let forgive = load(FORGIVE, redis).await?;
         self.settle(&spend, redis).await?;
         // The same for every connection.
         let _ = self.scripts.set(Scripts { spend, forgive });
@@ -248,8 +254,8 @@ impl Prepare for Books {
     }
 
     /// What was granted while the journal was being told.
-    async fn prepared(&self, redis: &mut MultiplexedConnection) -> RedisResult<()> {
-        redis::cmd("PING").query_async::<()>(redis).await?;
+    async fn prepared(&self, redis: &mut Connection) -> RedisResult<()> {
+        redis.ping().await?;
         match self.scripts.get() {
             Some(scripts) => self.settle(&scripts.spend, redis).await,
             None => Ok(()),

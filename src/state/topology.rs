@@ -1,0 +1,238 @@
+//! Where Redis is: one server, the master that Sentinels name, or a Cluster; and how it is spoken to.
+//!
+//! Whoever needs a connection asks [`Topology::connect`]: commands work on it in the same way, whatever is behind it.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use futures::future::select_ok;
+use pingora_timeout::timeout;
+use redis::aio::MultiplexedConnection;
+use redis::cluster::ClusterClient;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult, TlsCertificates, TlsMode, Value,
+};
+
+use super::connection::Connection;
+
+/// Redis as it is configured.
+pub struct Topology {
+    pub(super) place: Place,
+    /// User, password and database.
+    pub(super) settings: RedisConnectionInfo,
+    /// For every connection, also to Sentinels.
+    pub(super) tls: Option<TlsCertificates>,
+    pub connect_timeout: Duration,
+    /// For one command on the path of a request.
+    pub command_timeout: Duration,
+}
+
+pub(super) enum Place {
+    Server(Node),
+    Sentinel {
+        master: String,
+        nodes: Vec<Node>,
+        /// User and password of the Sentinels.
+        settings: RedisConnectionInfo,
+    },
+    Cluster(Vec<Node>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Node {
+    pub host: String,
+    pub port: u16,
+}
+
+impl Topology {
+    /// A connection that answers and, over Sentinels, is to a master; over a Cluster, to all of them.
+    ///
+    /// # Errors
+    /// When there is none within this time.
+    pub async fn connect(&self, patience: Duration) -> RedisResult<Connection> {
+        let connected = async {
+            match &self.place {
+                Place::Cluster(_) => {
+                    let client = self.cluster_client(patience, None)?;
+                    let mut redis = Connection::Cluster(client.get_async_connection().await?);
+                    redis.ping().await?;
+                    Ok(redis)
+                }
+                // The time of a command is its caller's to take: another timer for each would be waste.
+                Place::Server(_) | Place::Sentinel { .. } => {
+                    let config = AsyncConnectionConfig::new()
+                        .set_connection_timeout(Some(patience))
+                        .set_response_timeout(None);
+                    let master = self.master().await?;
+                    let redis = self.open(&master, ProtocolVersion::RESP2, &config).await?;
+                    Ok(Connection::Server(redis))
+                }
+            }
+        };
+        timeout(patience, connected).await.map_err(|_| silent())?
+    }
+
+    /// The kind of it, for those who operate the gateway.
+    pub fn mode(&self) -> &'static str {
+        match self.place {
+            Place::Server(_) => "server",
+            Place::Sentinel { .. } => "sentinel",
+            Place::Cluster(_) => "cluster",
+        }
+    }
+
+    /// The keys of one command must lie in one slot.
+    pub fn has_slots(&self) -> bool {
+        matches!(self.place, Place::Cluster(_))
+    }
+
+    /// The one server that takes writes; the first that is known of a Cluster.
+    pub(super) async fn master(&self) -> RedisResult<Node> {
+        match &self.place {
+            Place::Server(node) => Ok(node.clone()),
+            Place::Sentinel {
+                master,
+                nodes,
+                settings,
+            } => {
+                // All at once: a Sentinel that is as dead as the master beside it must not keep us from the others.
+                let asked = nodes
+                    .iter()
+                    .map(|sentinel| Box::pin(self.named(sentinel, settings, master)));
+                select_ok(asked).await.map(|(node, _)| node)
+            }
+            Place::Cluster(nodes) => Ok(nodes[0].clone()),
+        }
+    }
+
+    /// The master that this Sentinel names, if that agrees.
+    async fn named(
+        &self,
+        sentinel: &Node,
+        settings: &RedisConnectionInfo,
+        master: &str,
+    ) -> RedisResult<Node> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.connect_timeout))
+            .set_response_timeout(Some(self.connect_timeout));
+        let client = self.client(sentinel, settings, ProtocolVersion::RESP2)?;
+        let mut sentinel = client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
+        let named: Option<(String, u16)> = redis::cmd("SENTINEL")
+            .arg("GET-MASTER-ADDR-BY-NAME")
+            .arg(master)
+            .query_async(&mut sentinel)
+            .await?;
+        let Some((host, port)) = named else {
+            return Err(refused("the sentinel knows no master of this name"));
+        };
+        let node = Node { host, port };
+        let mut redis = self.open(&node, ProtocolVersion::RESP2, &config).await?;
+        is_master(&mut redis).await?;
+        Ok(node)
+    }
+
+    pub(super) async fn open(
+        &self,
+        node: &Node,
+        protocol: ProtocolVersion,
+        config: &AsyncConnectionConfig,
+    ) -> RedisResult<MultiplexedConnection> {
+        self.client(node, &self.settings, protocol)?
+            .get_multiplexed_async_connection_with_config(config)
+            .await
+    }
+
+    fn client(
+        &self,
+        node: &Node,
+        settings: &RedisConnectionInfo,
+        protocol: ProtocolVersion,
+    ) -> RedisResult<Client> {
+        let info = self.info(node, settings.clone().set_protocol(protocol))?;
+        match &self.tls {
+            Some(certificates) => Client::build_with_tls(info, certificates.clone()),
+            None => Client::open(info),
+        }
+    }
+
+    /// `answer`: for one command; none: for as long as its caller waits.
+    pub(super) fn cluster_client(
+        &self,
+        patience: Duration,
+        answer: Option<Duration>,
+    ) -> RedisResult<ClusterClient> {
+        let nodes = match &self.place {
+            Place::Cluster(nodes) => nodes.as_slice(),
+            Place::Server(_) | Place::Sentinel { .. } => &[],
+        };
+        let nodes = nodes
+            .iter()
+            .map(|node| self.info(node, self.settings.clone()));
+        let mut client = ClusterClient::builder(nodes.collect::<RedisResult<Vec<_>>>()?)
+            .connection_timeout(patience)
+            // Redirections are followed; who asks has no time for more.
+            .retries(3)
+            .min_retry_wait(1)
+            .max_retry_wait(10);
+        if let Some(answer) = answer {
+            client = client.response_timeout(answer);
+        }
+        if let Some(certificates) = &self.tls {
+            client = client.tls(TlsMode::Secure).certs(certificates.clone());
+        }
+        client.build()
+    }
+
+    fn info(&self, node: &Node, settings: RedisConnectionInfo) -> RedisResult<ConnectionInfo> {
+        let Node { host, port } = node.clone();
+        let address = match self.tls {
+            None => ConnectionAddr::Tcp(host, port),
+            Some(_) => ConnectionAddr::TcpTls {
+                host,
+                port,
+                insecure: false,
+                tls_params: None,
+            },
+        };
+        Ok(address.into_connection_info()?.set_redis_settings(settings))
+    }
+}
+
+/// A replica answers, too, until it is asked to write.
+pub(super) async fn is_master(redis: &mut MultiplexedConnection) -> RedisResult<()> {
+    let role: Vec<Value> = redis::cmd("ROLE").query_async(redis).await?;
+    match role.first() {
+        Some(Value::BulkString(role)) if role == b"master" => Ok(()),
+        _ => Err(refused("it is not the master")),
+    }
+}
+
+pub(super) fn refused(why: &'static str) -> RedisError {
+    RedisError::from((ErrorKind::Client, why))
+}
+
+pub(super) fn silent() -> RedisError {
+    RedisError::from(io::Error::from(io::ErrorKind::TimedOut))
+}
+
+impl fmt::Display for Topology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::Server(node) => write!(f, "redis at {node}"),
+            Place::Sentinel { master, .. } => {
+                write!(f, "redis, master `{master}` of its sentinels,")
+            }
+            Place::Cluster(_) => f.write_str("the redis cluster"),
+        }
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
