@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
-# cmake and a C compiler build zlib and the cryptography, openssl makes keys for the tests, redis-server is one.
-need cc:build-essential cmake:cmake openssl:openssl redis-server:redis-server kill:procps
+# cmake and a C compiler build zlib and the cryptography, openssl makes keys for the tests, redis-server is one, iptables
+# drops what is sent to it (as root: without being root the tests of that fail).
+need cc:build-essential cmake:cmake openssl:openssl redis-server:redis-server iptables:iptables kill:procps
 cargo fmt --check
 cargo test --locked -- "$@"

@@ -6,6 +6,7 @@ use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
 use redis::{Cmd, Pipeline, RedisFuture, RedisResult, Value};
 
+use super::cluster::is_well;
 use super::topology::refused;
 
 /// Takes commands, from several tasks at once.
@@ -36,10 +37,8 @@ impl Connection {
         for (_, answer) in &answers {
             let text: String = redis::from_redis_value_ref(answer)?;
             // A master that has no connection here is not among the answers.
-            for fact in ["cluster_state:ok", &size] {
-                if !text.lines().any(|line| line == fact) {
-                    return Err(refused("the cluster is not whole"));
-                }
+            if !is_well(&text) || !text.lines().any(|line| line == size) {
+                return Err(refused("the cluster is not whole"));
             }
         }
         Ok(())

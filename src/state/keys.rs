@@ -10,6 +10,8 @@
 //! | `cache:venue:member:{venue}:{user}` | the gateway (`admit::lookup`) | `tenancy.life`; the value says whose it is |
 //! | `rl:ticket:{user}:{event}` | the gateway (`admit::limits::shared`) | the limit's window, or its block |
 //! | `rl:user:{id}` `rl:api:{id}` `rl:ip:{ip}`, and each with `:{limit}` | the gateway (`admit::limits::shared`) | the limit's window |
+//!
+//! These braces stand for a value, but for `rl:` keys on a Cluster: there they are written, around the caller's id.
 
 /// The prefixes that revocations are followed under.
 pub const REVOCATIONS: [&str; 2] = ["session:blacklist:", "session:revoked:"];

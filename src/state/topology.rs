@@ -9,10 +9,9 @@ use std::time::Duration;
 use futures::future::select_ok;
 use pingora_timeout::timeout;
 use redis::aio::MultiplexedConnection;
-use redis::cluster::ClusterClient;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
-    ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult, TlsCertificates, TlsMode, Value,
+    ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult, TlsCertificates, Value,
 };
 
 use super::connection::Connection;
@@ -54,9 +53,9 @@ impl Topology {
     pub async fn connect(&self, patience: Duration) -> RedisResult<Connection> {
         let connected = async {
             match &self.place {
-                Place::Cluster(_) => {
-                    let client = self.cluster_client(patience, None)?;
-                    let mut redis = Connection::Cluster(client.get_async_connection().await?);
+                Place::Cluster(nodes) => {
+                    let (through, _) = self.cluster_view(nodes, patience).await?;
+                    let mut redis = Connection::Cluster(self.cluster(&through, patience).await?);
                     redis.ping().await?;
                     Ok(redis)
                 }
@@ -159,35 +158,11 @@ impl Topology {
         }
     }
 
-    /// `answer`: for one command; none: for as long as its caller waits.
-    pub(super) fn cluster_client(
+    pub(super) fn info(
         &self,
-        patience: Duration,
-        answer: Option<Duration>,
-    ) -> RedisResult<ClusterClient> {
-        let nodes = match &self.place {
-            Place::Cluster(nodes) => nodes.as_slice(),
-            Place::Server(_) | Place::Sentinel { .. } => &[],
-        };
-        let nodes = nodes
-            .iter()
-            .map(|node| self.info(node, self.settings.clone()));
-        let mut client = ClusterClient::builder(nodes.collect::<RedisResult<Vec<_>>>()?)
-            .connection_timeout(patience)
-            // Redirections are followed; who asks has no time for more.
-            .retries(3)
-            .min_retry_wait(1)
-            .max_retry_wait(10);
-        if let Some(answer) = answer {
-            client = client.response_timeout(answer);
-        }
-        if let Some(certificates) = &self.tls {
-            client = client.tls(TlsMode::Secure).certs(certificates.clone());
-        }
-        client.build()
-    }
-
-    fn info(&self, node: &Node, settings: RedisConnectionInfo) -> RedisResult<ConnectionInfo> {
+        node: &Node,
+        settings: RedisConnectionInfo,
+    ) -> RedisResult<ConnectionInfo> {
         let Node { host, port } = node.clone();
         let address = match self.tls {
             None => ConnectionAddr::Tcp(host, port),

@@ -25,6 +25,8 @@ mod permissions;
 mod revocation;
 
 mod limits;
+mod redis_away;
+mod redis_topologies;
 mod shared_limits;
 
 mod answers;

@@ -11,7 +11,9 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub mod burst;
+pub mod certificates;
 pub mod client;
+pub mod firewall;
 pub mod fleet;
 pub mod gateway;
 pub mod instance;
@@ -24,12 +26,14 @@ pub mod wait;
 /// The names that nearly every test needs.
 pub mod prelude {
     pub use super::burst::burst;
+    pub use super::certificates::Authority;
     pub use super::client::{Broken, Client, Connection, Request, Response, noise, number};
+    pub use super::firewall::BlackHole;
     pub use super::fleet::{Conf, Fleet};
     pub use super::gateway::{Exit, Gateway, GatewayBuilder, SERVICES, TempFile};
     pub use super::instance::Instance;
     pub use super::load::{Exchange, Load, Running, Traffic, alone};
-    pub use super::redis::Redis;
+    pub use super::redis::{Cluster, Redis, Watched};
     pub use super::token::{self, KeyPair, Token};
     pub use super::upstream::{Recorded, Reply, Upstream, refused_addr};
     pub use super::wait::{wait_until, within};

@@ -1,4 +1,11 @@
-//! A real `redis-server` on a free port of the loopback, without persistence, for one test alone.
+//! A real `redis-server` on a free port of the loopback, without persistence, for one test alone; and several of them as
+//! a master with Sentinels, or as a Cluster.
+
+mod cluster;
+mod sentinel;
+
+pub use cluster::Cluster;
+pub use sentinel::Watched;
 
 use super::wait::{SOON, within};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,6 +20,8 @@ const TRIES: usize = 5;
 pub struct Redis {
     addr: SocketAddr,
     password: Option<String>,
+    /// On its command line, after the address.
+    arguments: Vec<String>,
     child: Option<Child>,
 }
 
@@ -20,13 +29,19 @@ impl Redis {
     /// A server that asks for no password.
     #[track_caller]
     pub fn start() -> Self {
-        Self::start_with(None)
+        Self::start_with(None, &[])
+    }
+
+    /// A server with more on its command line.
+    #[track_caller]
+    pub fn start_as(arguments: &[&str]) -> Self {
+        Self::start_with(None, arguments)
     }
 
     /// A server whose clients must say this password.
     #[track_caller]
     pub fn start_with_password(password: &str) -> Self {
-        Self::start_with(Some(password.to_owned()))
+        Self::start_with(Some(password.to_owned()), &[])
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -47,6 +62,18 @@ impl Redis {
         }
     }
 
+    /// The same, with what the server says against it as an error.
+    pub fn try_command(&self, words: &[&str]) -> Result<String, String> {
+        let stream = TcpStream::connect(self.addr).map_err(|error| error.to_string())?;
+        let limit = stream.set_read_timeout(Some(SOON));
+        limit.expect("the read timeout is settable");
+        let mut stream = BufReader::new(stream);
+        if let Some(password) = &self.password {
+            exchange(&mut stream, &["AUTH", password])?;
+        }
+        exchange(&mut stream, words)
+    }
+
     /// Kills it at once, as a crash would. Its data are gone.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -61,12 +88,17 @@ impl Redis {
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "redis was not killed");
         for _ in 0..TRIES {
-            self.child = spawn(self.addr, self.password.as_deref());
+            self.child = spawn(self.addr, self.password.as_deref(), &self.arguments);
             if self.child.is_some() {
                 return;
             }
         }
         panic!("redis cannot be started on {} again", self.addr);
+    }
+
+    /// It was not killed, or is there again.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
     }
 
     /// Freezes it: connections stay, no answer comes.
@@ -82,31 +114,20 @@ impl Redis {
     }
 
     #[track_caller]
-    fn start_with(password: Option<String>) -> Self {
+    fn start_with(password: Option<String>, arguments: &[&str]) -> Self {
         for _ in 0..TRIES {
-            let free = TcpListener::bind("127.0.0.1:0").expect("a port of 127.0.0.1 is free");
-            let addr = free.local_addr().expect("a listener has an address");
-            drop(free);
-            if let Some(child) = spawn(addr, password.as_deref()) {
+            let addr = free_addr();
+            let arguments: Vec<String> = arguments.iter().map(|&one| one.to_owned()).collect();
+            if let Some(child) = spawn(addr, password.as_deref(), &arguments) {
                 return Self {
                     addr,
                     password,
+                    arguments,
                     child: Some(child),
                 };
             }
         }
         panic!("redis-server did not start on any of {TRIES} free ports");
-    }
-
-    fn try_command(&self, words: &[&str]) -> Result<String, String> {
-        let stream = TcpStream::connect(self.addr).map_err(|error| error.to_string())?;
-        let limit = stream.set_read_timeout(Some(SOON));
-        limit.expect("the read timeout is settable");
-        let mut stream = BufReader::new(stream);
-        if let Some(password) = &self.password {
-            exchange(&mut stream, &["AUTH", password])?;
-        }
-        exchange(&mut stream, words)
     }
 
     #[track_caller]
@@ -126,9 +147,15 @@ impl Drop for Redis {
     }
 }
 
+/// Free when it was looked at.
+pub fn free_addr() -> SocketAddr {
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port of 127.0.0.1 is free");
+    free.local_addr().expect("a listener has an address")
+}
+
 /// A server that answers; `None` when it ended at once, as it does when its port is taken.
 #[track_caller]
-fn spawn(addr: SocketAddr, password: Option<&str>) -> Option<Child> {
+fn spawn(addr: SocketAddr, password: Option<&str>, arguments: &[String]) -> Option<Child> {
     let port = addr.port().to_string();
     let directory = std::env::temp_dir();
     let mut command = Command::new("redis-server");
@@ -140,6 +167,13 @@ fn spawn(addr: SocketAddr, password: Option<&str>) -> Option<Child> {
     if let Some(password) = password {
         command.args(["--requirepass", password]);
     }
+    command.args(arguments);
+    await_up(&mut command, addr, password)
+}
+
+/// Runs it; `None` when it ended at once.
+#[track_caller]
+fn await_up(command: &mut Command, addr: SocketAddr, password: Option<&str>) -> Option<Child> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -204,6 +238,13 @@ fn read_answer(stream: &mut BufReader<TcpStream>) -> Result<String, String> {
             read.map_err(|error| error.to_string())?;
             text.truncate(length);
             Ok(String::from_utf8_lossy(&text).into_owned())
+        }
+        // The words of a list, one after the other.
+        Some(b'*') => {
+            let length: usize = rest.parse().map_err(|_| format!("answered {line:?}"))?;
+            let words: Result<Vec<String>, String> =
+                (0..length).map(|_| read_answer(stream)).collect();
+            Ok(words?.join(" "))
         }
         _ => Err(format!("answered {line:?}")),
     }
