@@ -375,10 +375,8 @@ fn tls_is_verified_and_without_it_the_gateway_goes_on_by_itself() {
     let (_backend, [gateway]) = start(&tls(&ours.ca()), "", |gateway| to_tls(gateway, &redis));
     is_used(&gateway);
     assert_eq!(statuses(&gateway, &of("u1"), 1), [200]);
-    assert_eq!(redis.server.command(&["LINDEX", "rl:user:u1", "0"]), "1");
-    redis
-        .server
-        .command(&["SET", "session:revoked:user:u1", "99999999999"]);
+    assert_eq!(redis.command(&["LINDEX", "rl:user:u1", "0"]), "1");
+    redis.command(&["SET", "session:revoked:user:u1", "99999999999"]);
     wait_status("revoked", &gateway, &user("u1"), 401);
 
     // Signed by somebody else, for somebody else, and by nobody that the system knows.
@@ -395,11 +393,7 @@ fn tls_is_verified_and_without_it_the_gateway_goes_on_by_itself() {
         assert!(told.contains("certificate"), "{what}: {told}");
         assert_eq!(ready(&gateway), "degraded", "{what}");
         assert_eq!(statuses(&gateway, &of("u2"), 3), [200; 3], "{what}");
-        assert_eq!(
-            redis.server.command(&["EXISTS", "rl:user:u2"]),
-            "0",
-            "{what}"
-        );
+        assert_eq!(redis.command(&["EXISTS", "rl:user:u2"]), "0", "{what}");
     }
 }
 
@@ -435,6 +429,46 @@ fn a_redis_that_asks_for_a_certificate_is_shown_one() {
         "{}",
         exit.stderr
     );
+}
+
+#[test]
+fn sentinels_and_the_nodes_of_a_cluster_are_spoken_to_over_tls() {
+    let authority = Authority::new();
+    let mut certificate = authority.server("redis", "IP:127.0.0.1");
+    certificate.extend(["--tls-auth-clients", "no"].map(str::to_owned));
+    let cluster = Cluster::start_over_tls(&certificate);
+    let watched = Watched::start_over_tls("p", &certificate);
+    let settings = format!("{}, sentinel: {{ password: p }}", tls(&authority.ca()));
+    let (_backend, [named]) = start(&settings, "", |gateway| {
+        let gateway = gateway.env("REDIS_SENTINEL_MASTER", "tickets");
+        gateway.env("REDIS_SENTINELS", watched.addresses())
+    });
+    let (_backend, [many]) = start(&tls(&authority.ca()), "", |gateway| {
+        gateway.env("REDIS_CLUSTER_NODES", cluster.seed())
+    });
+    for gateway in [&named, &many] {
+        is_used(gateway);
+        for name in ["u1", "u2", "u3", "u4"] {
+            assert_eq!(statuses(gateway, &both(name), 1), [200], "{name}");
+        }
+    }
+    for name in ["u1", "u2", "u3", "u4"] {
+        let key = format!("rl:user:{name}");
+        assert_eq!(watched.servers[0].command(&["LINDEX", &key, "0"]), "1");
+        assert_eq!(cluster.command(&["LINDEX", &tagged(&key), "0"]), "1");
+        let revoked = format!("session:revoked:user:{name}");
+        watched.servers[0].command(&["SET", &revoked, "99999999999"]);
+        cluster.command(&["SET", &revoked, "99999999999"]);
+        wait_status(name, &named, &user(name), 401);
+        wait_status(name, &many, &user(name), 401);
+    }
+    // The same servers, and an authority that did not sign them.
+    let (_backend, [apart]) = start(&tls(&Authority::new().ca()), "", |gateway| {
+        gateway.env("REDIS_CLUSTER_NODES", cluster.seed())
+    });
+    apart.wait_log(|line| line["level"] == "warn" && line["msg"].to_string().contains("away"));
+    assert_eq!(ready(&apart), "degraded");
+    assert_eq!(statuses(&apart, &both("u1"), 1), [200]);
 }
 
 #[test]
@@ -565,38 +599,19 @@ fn grant(server: &Redis, password: &str) {
     server.command(&words);
 }
 
-/// A server with a port for TLS, and one without for the test.
-struct TlsServer {
-    server: Redis,
-    port: u16,
-}
-
-fn tls_server(authority: &Authority, name: &str, alternative: &str, clients: &str) -> TlsServer {
-    let (cert, key) = authority.sign(name, alternative);
-    let port = crate::support::redis::free_addr().port();
-    let server = Redis::start_as(&[
-        "--tls-port",
-        &port.to_string(),
-        "--tls-cert-file",
-        &cert,
-        "--tls-key-file",
-        &key,
-        "--tls-ca-cert-file",
-        &authority.ca(),
-        "--tls-auth-clients",
-        clients,
-    ]);
-    TlsServer { server, port }
+fn tls_server(authority: &Authority, name: &str, alternative: &str, clients: &str) -> Redis {
+    let asks = ["--tls-auth-clients", clients];
+    Redis::start_with_tls(&asks, Some(&authority.server(name, alternative)))
 }
 
 fn tls(ca: &str) -> String {
     format!("tls: {{ ca: {ca} }}")
 }
 
-fn to_tls(gateway: GatewayBuilder, redis: &TlsServer) -> GatewayBuilder {
+fn to_tls(gateway: GatewayBuilder, redis: &Redis) -> GatewayBuilder {
     gateway
         .env("REDIS_HOST", "127.0.0.1")
-        .env("REDIS_PORT", redis.port)
+        .env("REDIS_PORT", redis.client_port())
 }
 
 /// Steady requests of several callers with room enough.

@@ -84,6 +84,21 @@ impl Authority {
         (self.path(&cert), self.path(&key))
     }
 
+    /// What a server is started with that has such a certificate.
+    #[track_caller]
+    pub fn server(&self, name: &str, alternative: &str) -> Vec<String> {
+        let (cert, key) = self.sign(name, alternative);
+        let words = [
+            ("--tls-cert-file", cert),
+            ("--tls-key-file", key),
+            ("--tls-ca-cert-file", self.ca()),
+        ];
+        let words = words.into_iter();
+        words
+            .flat_map(|(name, value)| [name.to_owned(), value])
+            .collect()
+    }
+
     fn path(&self, name: &str) -> String {
         self.directory
             .join(Path::new(name))

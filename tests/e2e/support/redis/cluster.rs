@@ -22,6 +22,18 @@ impl Cluster {
     /// Waits until every node knows that the Cluster is whole.
     #[track_caller]
     pub fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// The same, with TLS between all of them. The certificate is among the arguments.
+    #[track_caller]
+    pub fn start_over_tls(certificate: &[String]) -> Self {
+        let between = ["--tls-cluster", "yes", "--tls-replication", "yes"].map(str::to_owned);
+        Self::start_with(Some([certificate, &between].concat()))
+    }
+
+    #[track_caller]
+    fn start_with(tls: Option<Vec<String>>) -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("gateway-e2e-cluster-{}-{number}", std::process::id());
@@ -32,7 +44,7 @@ impl Cluster {
             // Not the port 10,000 above its own, which there may not be.
             let bus = free_addr().port().to_string();
             let file = directory.join(format!("{number}.conf"));
-            let node = Redis::start_as(&[
+            let words = [
                 "--cluster-enabled",
                 "yes",
                 "--cluster-port",
@@ -43,7 +55,8 @@ impl Cluster {
                 "1000",
                 "--repl-diskless-sync-delay",
                 "0",
-            ]);
+            ];
+            let node = Redis::start_with_tls(&words, tls.as_deref());
             ports.push(bus);
             node
         });
@@ -55,7 +68,7 @@ impl Cluster {
 
     /// As REDIS_CLUSTER_NODES has them: only one, which must name the others.
     pub fn seed(&self) -> String {
-        self.nodes[4].addr().to_string()
+        format!("127.0.0.1:{}", self.nodes[4].client_port())
     }
 
     /// The node that has this key now.
@@ -97,7 +110,7 @@ impl Cluster {
             node.command(&["CLUSTER", "ADDSLOTSRANGE", &range[0], &range[1]]);
         }
         for (node, bus) in self.nodes.iter().zip(buses).skip(1) {
-            let port = node.port().to_string();
+            let port = node.client_port().to_string();
             self.nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &port, bus]);
         }
         let everybody = format!("cluster_known_nodes:{}", self.nodes.len());

@@ -22,6 +22,8 @@ pub struct Redis {
     password: Option<String>,
     /// On its command line, after the address.
     arguments: Vec<String>,
+    /// The port for TLS, beside the one for the test.
+    tls_port: Option<u16>,
     child: Option<Child>,
 }
 
@@ -38,6 +40,21 @@ impl Redis {
         Self::start_with(None, arguments)
     }
 
+    /// With `tls`, it has a port for TLS beside the one for the test: the certificate is among these arguments.
+    #[track_caller]
+    pub fn start_with_tls(arguments: &[&str], tls: Option<&[String]>) -> Self {
+        let Some(tls) = tls else {
+            return Self::start_as(arguments);
+        };
+        let port = free_addr().port();
+        let text = port.to_string();
+        let more = tls.iter().map(String::as_str);
+        let words: Vec<&str> = ["--tls-port", &text].into_iter().chain(more).collect();
+        let mut server = Self::start_as(&[arguments, &words].concat());
+        server.tls_port = Some(port);
+        server
+    }
+
     /// A server whose clients must say this password.
     #[track_caller]
     pub fn start_with_password(password: &str) -> Self {
@@ -50,6 +67,11 @@ impl Redis {
 
     pub fn port(&self) -> u16 {
         self.addr.port()
+    }
+
+    /// The port for others than the test.
+    pub fn client_port(&self) -> u16 {
+        self.tls_port.unwrap_or(self.port())
     }
 
     /// Sends one command and reads its answer as text: a status, a number, a string, or `nil`.
@@ -123,6 +145,7 @@ impl Redis {
                     addr,
                     password,
                     arguments,
+                    tls_port: None,
                     child: Some(child),
                 };
             }

@@ -24,9 +24,22 @@ impl Watched {
     /// Waits until every Sentinel knows all the others, and the replica. `password` is that of the Sentinels.
     #[track_caller]
     pub fn start(password: &str) -> Self {
-        let master = Redis::start_as(&["--repl-diskless-sync-delay", "0"]);
-        let port = master.port().to_string();
-        let replica = Redis::start_as(&["--replicaof", "127.0.0.1", &port]);
+        Self::start_with(password, None)
+    }
+
+    /// The same, with TLS between all of them. The certificate is among the arguments.
+    #[track_caller]
+    pub fn start_over_tls(password: &str, certificate: &[String]) -> Self {
+        let between = ["--tls-replication".to_owned(), "yes".to_owned()];
+        Self::start_with(password, Some([certificate, &between].concat()))
+    }
+
+    #[track_caller]
+    fn start_with(password: &str, tls: Option<Vec<String>>) -> Self {
+        let server = |words: &[&str]| Redis::start_with_tls(words, tls.as_deref());
+        let master = server(&["--repl-diskless-sync-delay", "0"]);
+        let port = master.client_port().to_string();
+        let replica = server(&["--replicaof", "127.0.0.1", &port]);
         let linked = within(SETTLED, || {
             let info = replica.command(&["INFO", "replication"]);
             info.contains("master_link_status:up").then_some(())
@@ -34,7 +47,7 @@ impl Watched {
         assert!(linked.is_some(), "the replica does not find its master");
         let (mut sentinels, mut files) = (Vec::new(), Vec::new());
         for _ in 0..3 {
-            let (sentinel, file) = sentinel(master.addr(), password);
+            let (sentinel, file) = sentinel(master.client_port(), password, tls.as_deref());
             sentinels.push(sentinel);
             files.push(file);
         }
@@ -61,7 +74,7 @@ impl Watched {
         let addresses: Vec<String> = self
             .sentinels
             .iter()
-            .map(|one| one.addr().to_string())
+            .map(|one| format!("127.0.0.1:{}", one.client_port()))
             .collect();
         addresses.join(",")
     }
@@ -70,7 +83,7 @@ impl Watched {
     pub fn named_by(&self, sentinel: usize) -> &Redis {
         let words = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER];
         let named = self.sentinels[sentinel].command(&words);
-        let is_it = |server: &&Redis| named == format!("127.0.0.1 {}", server.port());
+        let is_it = |server: &&Redis| named == format!("127.0.0.1 {}", server.client_port());
         let mut servers = self.servers.iter();
         servers
             .find(is_it)
@@ -78,21 +91,25 @@ impl Watched {
     }
 }
 
-fn sentinel(master: SocketAddr, password: &str) -> (Redis, TempFile) {
+fn sentinel(master: u16, password: &str, tls: Option<&[String]>) -> (Redis, TempFile) {
     for _ in 0..TRIES {
         let addr = free_addr();
+        let tls_port = tls.map(|_| free_addr().port());
+        let mut encrypted = tls_port.map_or_else(String::new, |port| format!("tls-port {port}\n"));
+        for pair in tls.unwrap_or_default().chunks(2) {
+            encrypted += &format!("{} {}\n", pair[0].trim_start_matches("--"), pair[1]);
+        }
         let file = TempFile::new(
             "conf",
             &format!(
                 "port {}
-bind 127.0.0.1
+{encrypted}bind 127.0.0.1
 requirepass {password}
-sentinel monitor {MASTER} 127.0.0.1 {} 2
+sentinel monitor {MASTER} 127.0.0.1 {master} 2
 sentinel down-after-milliseconds {MASTER} 500
 sentinel failover-timeout {MASTER} 5000
 ",
                 addr.port(),
-                master.port()
             ),
         );
         if let Some(child) = spawn(&file, addr, password) {
@@ -100,6 +117,7 @@ sentinel failover-timeout {MASTER} 5000
                 addr,
                 password: Some(password.to_owned()),
                 arguments: Vec::new(),
+                tls_port,
                 child: Some(child),
             };
             return (sentinel, file);
