@@ -19,6 +19,7 @@ use tokio::net::TcpSocket;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::admit::address::TrustedProxies;
+use crate::admit::auth::api_key::StoredKeys;
 use crate::admit::auth::{Attempts, Known};
 use crate::admit::limits::{Books, Shared};
 use crate::admit::permissions::Roles;
@@ -32,7 +33,7 @@ use crate::observe::sink::Sink;
 use crate::observe::{LogSettings, TracingConfig};
 use crate::ops::{Ops, Private};
 use crate::route::{self, Table};
-use crate::state::{Cache, Lookups, Redis, RedisHealth, Revoked};
+use crate::state::{Cache, Lookups, Redis, RedisHealth, Remembers, Revoked};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -182,6 +183,10 @@ pub fn compile(
     let shared = redis
         .as_ref()
         .map(|redis| Shared::new(redis.commands.clone(), books.clone()));
+    let stored_keys = redis
+        .as_ref()
+        .map(|redis| StoredKeys::new(redis.commands.clone(), metrics.api_key_lookups()))
+        .map(Arc::new);
     let (head, body) = sizes.compile(p);
     let roles = Arc::new(Roles::compile(roles, p));
     let limits = limits.compile(shared, p);
@@ -193,7 +198,6 @@ pub fn compile(
             .authentication_attempts
             .with_label_values(&["failure"]),
     };
-
     let timeouts = timeouts.compile(p);
     let defaults = Defaults {
         breaker,
@@ -211,7 +215,15 @@ pub fn compile(
         pools: &pools,
         users: &users,
     };
-    let auth = auth.compile(stage, &roles, revoked, attempts, &known, p);
+    let auth = auth.compile(
+        stage,
+        &roles,
+        revoked,
+        stored_keys.clone(),
+        attempts,
+        &known,
+        p,
+    );
     let tenancy = tenancy.compile(&pools, members.clone(), &metrics.venue_checks, p);
     let parts = route::Parts {
         pools: &pools,
@@ -236,10 +248,12 @@ pub fn compile(
     let mut tasks: Vec<Box<dyn BackgroundService + Send + Sync>> =
         vec![Box::new(HealthChecks::new(pools.clone()))];
     tasks.extend(auth.jwks_refresh().map(|task| Box::new(task) as Box<_>));
+    let mut memories: Vec<Arc<dyn Remembers>> = vec![users, members];
+    memories.extend(stored_keys.map(|keys| keys as Arc<_>));
     tasks.extend(
         redis
             .into_iter()
-            .flat_map(|redis| redis.tasks(books.clone(), vec![users.clone(), members.clone()])),
+            .flat_map(|redis| redis.tasks(books.clone(), memories.clone())),
     );
     Ok(Compiled {
         front: FrontParts {

@@ -93,7 +93,8 @@ impl Gateway {
                 .identify(route.auth, fields, ctx.client, ctx.start)
                 .await
             {
-                Ok(Identified { caller, beside }) => {
+                Ok(identified) => {
+                    let Identified { caller, beside } = identified.of_one_tenant()?; // 403
                     let is_needed =
                         route.auth == AuthRule::Ops || route.permission(method).is_some();
                     ctx.caller = Some(caller.clone());

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 
-use super::auth::{Caller, MissingPermission};
+use super::auth::{Caller, MissingPermission, Source};
 use crate::config::Problems;
 
 /// A role's permissions, as YAML lists them.
@@ -159,6 +159,8 @@ impl Required {
         let allowed = match grant {
             Grant::Full => true,
             Grant::None => false,
+            // An API key is nobody: nothing is its own, and its id is no user's.
+            Grant::Own if caller.source == Source::ApiKey => false,
             Grant::Own => match owner {
                 Owner::Unknown => false,
                 Owner::Service => true,

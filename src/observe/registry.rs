@@ -13,6 +13,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::admit::auth::api_key::Lookups;
 use crate::forward::pool::Census;
 use crate::forward::retry::Failure;
 use crate::route::{METHODS, MethodIndex};
@@ -39,6 +40,8 @@ pub struct Metrics {
     pub venue_checks: IntCounterVec,
     /// What other services were asked about callers, by where the answer came from.
     pub lookups: IntCounterVec,
+    /// Look-ups of API keys in Redis and in the memory of it, by outcome.
+    api_key_lookups: IntCounterVec,
     pub connections: IntGauge,
     log_lines_dropped: IntGauge,
     redis_up: IntGauge,
@@ -205,6 +208,12 @@ impl Metrics {
                 "Questions about users and memberships, by where the answer came from",
                 &["what", "outcome"],
             )?,
+            api_key_lookups: counters(
+                &registry,
+                "api_key_lookups_total",
+                "API keys looked up: hit remembered, miss found in redis, unknown no such key, away redis cannot tell",
+                &["outcome"],
+            )?,
             connections: registered(
                 &registry,
                 IntGauge::new("downstream_connections", "Open connections from clients")?,
@@ -248,6 +257,16 @@ impl Metrics {
             prometheus::process_collector::ProcessCollector::for_self(),
         ))?;
         Ok(metrics)
+    }
+
+    pub fn api_key_lookups(&self) -> Lookups {
+        let outcome = |outcome| self.api_key_lookups.with_label_values(&[outcome]);
+        Lookups {
+            hit: outcome("hit"),
+            miss: outcome("miss"),
+            unknown: outcome("unknown"),
+            away: outcome("away"),
+        }
     }
 
     /// The metrics of one service.

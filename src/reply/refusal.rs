@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use http::{HeaderValue, StatusCode};
 
-use crate::admit::auth::{AuthError, MissingPermission, Source};
+use crate::admit::auth::{AuthError, MissingPermission, Source, TenantsDiffer};
 use crate::admit::cors::OriginNotAllowed;
 use crate::admit::head::HeadFault;
 use crate::admit::limits::Exceeded;
@@ -52,6 +52,8 @@ pub enum Refusal {
     HeadersTooLarge,
     VersionNotSupported,
     RateLimited(Exceeded),
+    /// Who is calling cannot be found out at the moment.
+    CannotTell,
     /// The service has no instance that answers: connection refused, none healthy, or its breaker is open.
     Unavailable {
         service: Box<str>,
@@ -149,6 +151,11 @@ impl Refusal {
                 "RATE_LIMIT_ERROR",
                 "Rate limit exceeded".into(),
             ),
+            Refusal::CannotTell => (
+                S::SERVICE_UNAVAILABLE,
+                "SERVICE_UNAVAILABLE",
+                "The credentials cannot be checked at the moment".into(),
+            ),
             Refusal::Unavailable { service, .. } => (
                 S::SERVICE_UNAVAILABLE,
                 "SERVICE_UNAVAILABLE",
@@ -192,7 +199,7 @@ impl Refusal {
             | Refusal::Unavailable {
                 retry_after_secs, ..
             } => Some((*retry_after_secs).max(1)),
-            Refusal::Overloaded(_) => Some(1),
+            Refusal::Overloaded(_) | Refusal::CannotTell => Some(1),
             _ => None,
         }
     }
@@ -299,6 +306,7 @@ impl From<AuthError> for Refusal {
             AuthError::NoCredentials => Refusal::AuthRequired,
             AuthError::Invalid => Refusal::InvalidToken,
             AuthError::Expired => Refusal::TokenExpired,
+            AuthError::CannotTell => Refusal::CannotTell,
             AuthError::TooManyFailures(exceeded) => Refusal::RateLimited(exceeded),
         }
     }
@@ -319,6 +327,12 @@ impl From<NotFoundOut> for Refusal {
 impl From<MissingPermission> for Refusal {
     fn from(_: MissingPermission) -> Self {
         Refusal::Forbidden("Insufficient permissions")
+    }
+}
+
+impl From<TenantsDiffer> for Refusal {
+    fn from(_: TenantsDiffer) -> Self {
+        Refusal::Forbidden("The API key and the token belong to different tenants")
     }
 }
 

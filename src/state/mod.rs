@@ -9,6 +9,7 @@ mod changes;
 mod client;
 mod cluster;
 mod config;
+mod connect;
 mod connection;
 mod follow;
 mod health;
@@ -28,9 +29,11 @@ pub use changes::Remembers;
 use client::Keeper;
 pub use client::{Away, Prepare, Redis};
 pub use config::RedisConfig;
+pub use connect::connect;
 pub use connection::Connection;
 use follow::Follow;
 pub use health::{RedisHealth, RedisState};
+pub use keys::{API_KEY_DIGESTS, API_KEY_LOCK, API_KEYS};
 pub use revoked::{Revoked, TokenFacts};
 
 /// What runs with Redis.

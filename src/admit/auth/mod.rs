@@ -1,6 +1,6 @@
 //! Who is calling? A bearer token, or an API key where the route allows it (decisions 12 to 15, and 19).
 
-mod api_key;
+pub mod api_key;
 mod fetch;
 mod jwks;
 mod keys;
@@ -15,7 +15,7 @@ use std::time::Instant;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 use prometheus::IntCounter;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::limits::{Exceeded, FailureGuard, FailureGuardConfig};
 use super::lookup::{Behalf, User};
@@ -24,7 +24,7 @@ use super::tenancy::Venues;
 use crate::config::{Duration, Problems, Secret, Stage};
 use crate::forward::pool::Pools;
 use crate::state::{Cache, Revoked};
-use api_key::{ApiKeyConfig, ApiKeys};
+use api_key::{ApiKeyConfig, ApiKeys, Given, StoredKeys};
 pub use jwks::JwksRefresh;
 use token::Tokens;
 pub use users::UsersConfig;
@@ -91,7 +91,7 @@ pub struct Caller {
 }
 
 /// How many times the limits are a caller's: the documented multipliers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
     #[default]
@@ -138,6 +138,8 @@ pub enum AuthError {
     NoCredentials,
     Invalid,
     Expired,
+    /// Whoever could tell does not answer.
+    CannotTell,
     /// This address has failed too often; its next unknown token is not even looked at.
     TooManyFailures(Exceeded),
 }
@@ -145,6 +147,10 @@ pub enum AuthError {
 /// The caller lacks what the route needs.
 #[derive(Debug, PartialEq, Eq)]
 pub struct MissingPermission;
+
+/// The token is one tenant's and the key beside it another's.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TenantsDiffer;
 
 /// Identifies callers.
 pub struct Auth {
@@ -192,6 +198,7 @@ impl AuthConfig {
         stage: Stage,
         roles: &Arc<Roles>,
         revoked: Arc<Revoked>,
+        stored_keys: Option<Arc<StoredKeys>>,
         attempts: Attempts,
         known: &Known<'_>,
         problems: &mut Problems,
@@ -227,7 +234,7 @@ impl AuthConfig {
         Auth {
             tokens: Tokens::compile(jwt, stage, roles.clone(), revoked, users.always, problems),
             users,
-            api_keys: ApiKeys::compile(api_keys, problems),
+            api_keys: ApiKeys::compile(api_keys, stored_keys, problems),
             failures: failures.compile(problems),
             attempts,
         }
@@ -270,13 +277,8 @@ impl Auth {
         client: IpAddr,
         now: Instant,
     ) -> Result<Identified, AuthError> {
-        let guarded = |error| match error {
-            // Guessing keys costs what guessing tokens costs.
-            AuthError::Invalid => self.failures.check(client, now).err().unwrap_or(error),
-            _ => error,
-        };
         let key = match rule {
-            AuthRule::TokenOrKey => self.api_keys.find(headers).map_err(guarded)?,
+            AuthRule::TokenOrKey => self.find_key_holder(headers, client, now).await?,
             AuthRule::Public | AuthRule::Token | AuthRule::Ops => None,
         };
         let Some(token) = bearer(headers)? else {
@@ -317,6 +319,30 @@ impl Auth {
         }
     }
 
+    async fn find_key_holder(
+        &self,
+        headers: &HeaderMap,
+        client: IpAddr,
+        now: Instant,
+    ) -> Result<Option<Arc<Caller>>, AuthError> {
+        let guarded = |error| match error {
+            // Guessing keys costs what guessing tokens costs.
+            AuthError::Invalid => self.failures.check(client, now).err().unwrap_or(error),
+            _ => error,
+        };
+        let Some(given) = Given::of(headers).map_err(guarded)? else {
+            return Ok(None);
+        };
+        let found = match self.api_keys.recall(&given) {
+            Some(known) => known,
+            None => {
+                self.failures.check(client, now)?;
+                Box::pin(self.api_keys.look_up(&given)).await
+            }
+        };
+        found.map(Some).map_err(guarded)
+    }
+
     /// Keeps the issuer's keys fresh, where there is an issuer with a key set.
     pub fn jwks_refresh(&self) -> Option<JwksRefresh> {
         self.tokens.jwks_refresh()
@@ -340,6 +366,31 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&[u8]>, AuthError> {
             }
         }
         _ => Err(AuthError::NoCredentials),
+    }
+}
+
+// === impl Identified ===
+
+impl Identified {
+    /// # Errors
+    /// When the holder of the key beside the token is of another tenant: what one of them may do is nothing to the other.
+    pub fn of_one_tenant(self) -> Result<Self, TenantsDiffer> {
+        match &self.beside {
+            Some(beside) if beside.tenant != self.caller.tenant => Err(TenantsDiffer),
+            _ => Ok(self),
+        }
+    }
+}
+
+// === impl Tier ===
+
+impl Tier {
+    pub fn name(self) -> &'static str {
+        match self {
+            Tier::Free => "free",
+            Tier::Standard => "standard",
+            Tier::Premium => "premium",
+        }
     }
 }
 

@@ -296,7 +296,7 @@ enum Rejected {
 }
 
 /// Visible ASCII, and not so long that it could not travel in a header.
-fn is_identifier(text: &str) -> bool {
+pub fn is_identifier(text: &str) -> bool {
     (1..=256).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
 

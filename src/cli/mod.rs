@@ -1,12 +1,15 @@
 //! The command line: flags, and which of them runs what.
 
+mod key;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, Command, value_parser};
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::config::{self, Environment, Problems, REFERENCE, Source};
 use crate::observe::logging;
@@ -23,7 +26,7 @@ Exit status: 0 after an orderly end, 1 when the configuration is faulty or the a
 
 /// What the process was asked to do. Returns its exit status.
 pub fn main() -> ExitCode {
-    let flags = flags().get_matches();
+    let flags = matches();
     let environment = Environment::of_this_process();
     if flags.get_flag("print-config") {
         return print(REFERENCE);
@@ -34,6 +37,9 @@ pub fn main() -> ExitCode {
     let source = flags
         .get_one::<PathBuf>("conf")
         .map_or(Source::BuiltIn, |path| Source::File(path.clone()));
+    if let Some(("key", flags)) = flags.subcommand() {
+        return key::run(flags, &source, &environment);
+    }
     match start(&source, &environment, flags.get_flag("test")) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Faulty(problems)) => {
@@ -50,17 +56,35 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What was given; the process ends here on a wrong flag.
+fn matches() -> ArgMatches {
+    let mut command = flags();
+    let flags = command.get_matches_mut();
+    let alone = ["test", "print-config", "check-live"];
+    if let (Some((name, _)), Some(flag)) = (
+        flags.subcommand(),
+        alone.into_iter().find(|flag| flags.get_flag(flag)),
+    ) {
+        let why = format!("`--{flag}` and `{name}` do not go together: leave one of them out");
+        command.error(ErrorKind::ArgumentConflict, why).exit();
+    }
+    flags
+}
+
 fn flags() -> Command {
     Command::new("api-gateway")
         .version(env!("CARGO_PKG_VERSION"))
         .about("The front door of TicketToken: an API gateway on Pingora")
         .after_help(AFTER_HELP)
+        .subcommand(key::command())
+        .disable_help_subcommand(true)
         .arg(
             Arg::new("conf")
                 .long("conf")
                 .short('c')
                 .value_name("FILE")
                 .value_parser(value_parser!(PathBuf))
+                .global(true)
                 .help("The configuration file (YAML); without it the built-in one is in force"),
         )
         .arg(
