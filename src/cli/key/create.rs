@@ -4,17 +4,14 @@ use std::io::Write;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use jiff::{SignedDuration, Timestamp};
-use zeroize::Zeroizing;
 
+use super::random::random_key;
 use super::store::{Entry, Store, fingerprint};
 use super::{id_flag, say};
 use crate::admit::auth::Tier;
 use crate::admit::auth::api_key::{Digest, Record};
 use crate::admit::permissions::is_permission;
-use crate::config::{Duration, Secret};
-
-/// By this a key is known where it should not be: in a repository, in a log.
-const PREFIX: &str = "ttk_";
+use crate::config::Duration;
 
 /// Two, for the time in which one is changed for the other.
 const MOST_LIVE: usize = 2;
@@ -245,36 +242,6 @@ async fn end_sooner(
     Ok(())
 }
 
-/// The prefix and 256 random bits.
-fn random_key() -> Result<Secret, String> {
-    let mut bits = Zeroizing::new([0; 32]);
-    getrandom::fill(bits.as_mut_slice())
-        .map_err(|e| format!("the system gives no random numbers: {e}"))?;
-    let mut key = String::with_capacity(PREFIX.len() + DIGITS);
-    key.push_str(PREFIX);
-    key.extend(base62(&mut bits).map(char::from));
-    Ok(Secret::new(key))
-}
-
-/// Digits to base 62 that 256 bits need.
-const DIGITS: usize = 43;
-
-/// Letters and digits only: a double click takes all of it. Leaves zeros in the number's place.
-fn base62(number: &mut [u8; 32]) -> [u8; DIGITS] {
-    const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    let mut text = [0; DIGITS];
-    for digit in text.iter_mut().rev() {
-        let mut rest = 0;
-        for byte in number.iter_mut() {
-            let part = rest << 8 | usize::from(*byte);
-            *byte = (part / 62) as u8;
-            rest = part % 62;
-        }
-        *digit = ALPHABET[rest];
-    }
-    text
-}
-
 fn in_whole_seconds(time: SignedDuration) -> Result<Timestamp, String> {
     let at = Timestamp::now().as_second().saturating_add(time.as_secs());
     Timestamp::from_second(at).map_err(|e| e.to_string())
@@ -305,32 +272,5 @@ fn permission(text: &str) -> Result<String, String> {
             "a key owns nothing, it would never count: grant `{full}`"
         )),
         None => Ok(text.to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_written_to_base_62() {
-        let mut small = [0; 32];
-        small[30..].copy_from_slice(&[1, 0]); // 256 = 4 * 62 + 8
-        assert!(base62(&mut small).ends_with(b"0048"));
-        // 2^256 - 1
-        let largest = base62(&mut [255; 32]);
-        assert_eq!(
-            &largest,
-            b"yGmLRyw0G0dZRxUlHBp7f1G4DQ1Gap3DpWAyIVtCcKF"
-                .map(|b| b)
-                .as_slice()
-        );
-    }
-
-    #[test]
-    fn keys_have_the_prefix_and_are_never_the_same() {
-        let (a, b) = (random_key().unwrap(), random_key().unwrap());
-        assert!(a.expose().starts_with("ttk_") && a.expose().len() == 47);
-        assert!(a != b);
     }
 }

@@ -2,6 +2,7 @@
 
 mod create;
 mod list;
+mod random;
 mod revoke;
 mod store;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use redis::RedisError;
 
-use crate::admit::auth::api_key::{Digest, Record, may_be_stored};
+use crate::admit::auth::api_key::{Digest, Record, may_be_plain};
 use crate::state::{API_KEY_DIGESTS, API_KEY_LOCK, API_KEYS, Connection};
 
 /// How long a lock is held at most.
@@ -111,9 +111,10 @@ impl Store {
         life_secs: i64,
     ) -> Result<(), String> {
         // Members that others have added are kept.
-        let mut json: serde_json::Value =
+        let mut json: serde_json::Map<String, serde_json::Value> =
             serde_json::from_slice(&entry.value).map_err(|e| e.to_string())?;
-        json["expires_at"] = expires_at.to_string().into();
+        json.insert("expires_at".to_owned(), expires_at.to_string().into());
+        let json = serde_json::Value::from(json);
         redis::cmd("SET")
             .arg(&entry.name)
             .arg(json.to_string())
@@ -182,7 +183,7 @@ impl Entry {
                 let is_lower_case = digits == Some(written.as_bytes());
                 (digest, Form::Hashed, !is_lower_case)
             }
-            None => (Digest::of(key), Form::Plain, !may_be_stored(key)),
+            None => (Digest::of(key), Form::Plain, !may_be_plain(key)),
         };
         let record = if misnamed {
             Err("nobody can send the key that its name stands for".to_owned())

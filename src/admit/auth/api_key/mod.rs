@@ -23,6 +23,9 @@ pub use stored::{Lookups, StoredKeys};
 /// A key with more characters than this is no key of ours.
 const LONGEST_KEY: usize = 256;
 
+/// What the keys that we make begin with: known where they should not be, in a repository or in a log.
+pub const PREFIX: &str = "ttk_";
+
 /// All keys that this process can find.
 pub struct ApiKeys {
     configured: config::ByDigest,
@@ -175,6 +178,12 @@ impl fmt::Display for Digest {
         }
         Ok(())
     }
+}
+
+/// Whether Redis may have it in plain. Ours are stored by their digest alone, and are not named to Redis, where its slow log
+/// and MONITOR would show them.
+pub fn may_be_plain(key: &[u8]) -> bool {
+    may_be_stored(key) && !key.starts_with(PREFIX.as_bytes())
 }
 
 #[cfg(test)]

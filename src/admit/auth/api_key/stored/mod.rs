@@ -3,6 +3,9 @@
 //! Redis pushes every change under `apikey:`; a look-up that was under way when its key changed is not remembered. After
 //! a time in which changes may have been missed, what is remembered is asked for anew, and is the last known until then.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{
@@ -17,7 +20,7 @@ use parking_lot::Mutex;
 use prometheus::IntCounter;
 use quick_cache::sync::Cache;
 
-use super::{ApiKey, Digest, Given, Record};
+use super::{ApiKey, Digest, Given, Record, may_be_plain};
 use crate::admit::auth::{AuthError, Caller};
 use crate::state::{API_KEY_DIGESTS, API_KEYS, Away, Redis, Remembers};
 
@@ -154,10 +157,12 @@ impl StoredKeys {
     fn ask(self: &Arc<Self>, pending: &mut Pending, given: &Given<'_>) -> Answer {
         let (this, digest) = (self.clone(), given.digest);
         let hashed = format!("{API_KEY_DIGESTS}{digest}");
-        let plain = [API_KEYS.as_bytes(), given.key].concat();
+        let plain = may_be_plain(given.key).then(|| [API_KEYS.as_bytes(), given.key].concat());
         pending.begin(digest, |ticket| {
             let asking = tokio::spawn(async move {
-                let outcome = this.read(&digest, hashed.as_bytes(), &plain).await;
+                let outcome = this
+                    .read(&digest, hashed.as_bytes(), plain.as_deref())
+                    .await;
                 this.settle(digest, ticket, &outcome);
                 outcome
             });
@@ -169,16 +174,14 @@ impl StoredKeys {
     }
 
     /// Two commands, not one for both: on a cluster the keys live on different nodes.
-    async fn read(&self, digest: &Digest, hashed: &[u8], plain: &[u8]) -> Outcome {
-        let get = |name: &[u8]| {
-            let mut command = redis::cmd("GET");
-            command.arg(name);
-            command
+    async fn read(&self, digest: &Digest, hashed: &[u8], plain: Option<&[u8]>) -> Outcome {
+        let plain = async {
+            match plain {
+                Some(plain) => self.get(plain).await,
+                None => Ok(None),
+            }
         };
-        let (hashed, plain) = (get(hashed), get(plain));
-        let answers: (Result<_, Away>, Result<_, Away>) =
-            join(self.redis.run(&hashed), self.redis.run(&plain)).await;
-        let value: Vec<u8> = match answers {
+        let value = match join(self.get(hashed), plain).await {
             (Ok(Some(hashed)), _) => hashed,
             (Ok(None), Ok(Some(plain))) => plain,
             (Ok(None), Ok(None)) => return Outcome::Unknown,
@@ -191,6 +194,10 @@ impl StoredKeys {
                 Outcome::Unknown
             }
         }
+    }
+
+    async fn get(&self, name: &[u8]) -> Result<Option<Vec<u8>>, Away> {
+        self.redis.run(redis::cmd("GET").arg(name)).await
     }
 
     /// Remembers what a look-up came to, unless its key has changed since it began.
