@@ -719,22 +719,24 @@ fn every_credential_that_is_given_must_be_valid() {
     }
     assert_eq!(backend.heads_seen(), 0);
 
+    let of_the_key_s_tenant = Token::user("u1").tenant("tenant-9").hs256();
     let both = Request::get("/either")
         .header("X-API-Key", KEY)
-        .bearer(&good);
+        .header("X-Request-ID", "both")
+        .bearer(&of_the_key_s_tenant);
     assert_eq!(both.send_to(gateway.addr()).status, 200);
     let seen = &backend.wait_requests(1)[0];
-    assert_eq!(
-        seen.headers_named("x-tenant-id"),
-        ["t1"],
-        "the token names the caller"
-    );
+    assert_eq!(seen.headers_named("x-tenant-id"), ["tenant-9"]);
     assert_eq!(seen.headers_named("x-tenant-source"), ["jwt"]);
+    let line = gateway.access_line("both");
+    assert_eq!(line["userId"], "u1", "the token names the caller");
 }
 
 #[test]
 fn a_key_and_a_token_together_must_both_allow_it() {
     let (backend, gateway) = start(Gateway::with);
+    let customer = || Token::user("u1").tenant("tenant-9").hs256();
+    let admin = || Token::user("a1").tenant("tenant-9").role("admin").hs256();
     let send = |key: bool, token: Option<String>| {
         let mut request = Request::method("DELETE", "/either");
         if key {
@@ -747,23 +749,11 @@ fn a_key_and_a_token_together_must_both_allow_it() {
     };
     // The key may only view.
     assert_eq!(send(true, None), 403, "the key alone");
-    assert_eq!(
-        send(false, Some(token::customer())),
-        403,
-        "a customer alone"
-    );
-    assert_eq!(send(false, Some(token::admin())), 200, "an admin alone");
-    assert_eq!(
-        send(true, Some(token::customer())),
-        403,
-        "the key and a customer"
-    );
+    assert_eq!(send(false, Some(customer())), 403, "a customer alone");
+    assert_eq!(send(false, Some(admin())), 200, "an admin alone");
+    assert_eq!(send(true, Some(customer())), 403, "the key and a customer");
     assert_eq!(backend.count(), 1);
-    assert_eq!(
-        send(true, Some(token::admin())),
-        403,
-        "the key and an admin"
-    );
+    assert_eq!(send(true, Some(admin())), 403, "the key and an admin");
     assert_eq!(backend.count(), 1);
 }
 

@@ -88,7 +88,7 @@ fn users_keys_and_addresses_each_have_their_own() {
         "another token of u1"
     );
     let both = Request::get("/either").header("X-API-Key", "partner-key");
-    let both = both.bearer(&Token::user("u3").hs256());
+    let both = both.bearer(&Token::user("u3").tenant("t9").hs256());
     assert_eq!(
         both.send_to(gateway.addr()).status,
         200,

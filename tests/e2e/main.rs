@@ -19,8 +19,10 @@ mod sizes;
 
 mod cors;
 
+mod api_keys;
 mod auth;
 mod jwks;
+mod key_cli;
 mod permissions;
 mod revocation;
 
