@@ -203,6 +203,8 @@ fn an_id_has_two_live_keys_at_most_and_one_tenant() {
 #[test]
 fn operators_who_create_at_the_same_time_do_not_get_around_it() {
     let redis = Redis::start();
+    // All have come as far as they may before the first of them writes.
+    redis.command(&["CLIENT", "PAUSE", "1000", "WRITE"]);
     let exits: Vec<Exit> = thread::scope(|scope| {
         let create = || key(&redis, &["create", "--id", "p", "--tenant", "t1"]);
         let running: Vec<_> = (0..6).map(|_| scope.spawn(create)).collect();
