@@ -129,7 +129,9 @@ fn a_node_of_a_cluster_that_no_packet_reaches_keeps_nobody_away_while_it_is_a_re
         "the cluster is not taken up within {TAKEN_UP:?}"
     );
     assert_eq!(status(&gateway, "u2"), 200);
-    assert_eq!(cluster.command(&["LINDEX", "rl:user:{u2}", "0"]), "1");
+    wait_until("it is counted in the cluster", || {
+        cluster.command(&["EXISTS", "rl:user:{u2}"]) == "1"
+    });
 }
 
 #[test]
