@@ -84,6 +84,20 @@ impl Redis {
         }
     }
 
+    /// One that never answers.
+    #[cfg(test)]
+    pub fn that_is_away() -> Self {
+        let metrics =
+            crate::observe::registry::Metrics::new().expect("the metrics have names of their own");
+        let config = super::RedisConfig {
+            host: Some("127.0.0.1".to_owned()),
+            ..Default::default()
+        };
+        let topology = config.topology(&mut crate::config::Problems::default());
+        let topology = topology.expect("it has a host");
+        Self::new(1, Arc::new(topology), Arc::default(), &metrics.redis)
+    }
+
     /// Sends a command and waits for its answer, for as long as the limit.
     ///
     /// # Errors

@@ -11,7 +11,6 @@ use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use prometheus::IntCounter;
-use redis::aio::MultiplexedConnection;
 use redis::{PushInfo, PushKind, RedisResult, Value};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -21,7 +20,7 @@ use super::health::{RedisHealth, RedisState};
 use super::keys::{CACHES, FORGET, REVOCATIONS, TRACKED};
 use super::revoked::{Revoked, Sets};
 use super::topology::Topology;
-use super::watch::Watch;
+use super::watch::{Watch, scan};
 use crate::observe::registry::RedisMetrics;
 
 /// The pause between two tries to connect, and the longest of these: who is back is taken up again within two seconds.
@@ -162,21 +161,6 @@ impl Follow {
             memory.forget(key);
         }
     }
-}
-
-async fn scan(
-    master: &mut MultiplexedConnection,
-    prefix: &str,
-    cursor: u64,
-) -> RedisResult<(u64, Vec<Vec<u8>>)> {
-    redis::cmd("SCAN")
-        .arg(cursor)
-        .arg("MATCH")
-        .arg(format!("{prefix}*"))
-        .arg("COUNT")
-        .arg(1000)
-        .query_async(master)
-        .await
 }
 
 /// A key of another type is there, too: it revokes, and its value is no time.

@@ -29,7 +29,7 @@ pub use changes::Remembers;
 use client::Keeper;
 pub use client::{Away, Prepare, Redis};
 pub use config::RedisConfig;
-pub use connect::connect;
+pub use connect::Operator;
 pub use connection::Connection;
 use follow::Follow;
 pub use health::{RedisHealth, RedisState};

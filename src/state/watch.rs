@@ -99,3 +99,19 @@ impl Watch {
         }
     }
 }
+
+/// Some of a master's keys under a prefix, and where to go on; 0: these were the last.
+pub async fn scan(
+    master: &mut MultiplexedConnection,
+    prefix: &str,
+    cursor: u64,
+) -> RedisResult<(u64, Vec<Vec<u8>>)> {
+    redis::cmd("SCAN")
+        .arg(cursor)
+        .arg("MATCH")
+        .arg(format!("{prefix}*"))
+        .arg("COUNT")
+        .arg(1000)
+        .query_async(master)
+        .await
+}

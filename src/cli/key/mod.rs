@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{Arg, ArgMatches, Command};
 
 use crate::config::{self, Environment, Source};
-use crate::state;
+use crate::state::Operator;
 use store::Store;
 
 /// For a whole command: less than [`store::LOCK_LIFE`], so that a lock that is given back is still the command's own.
@@ -72,7 +72,7 @@ async fn dispatch(
 ) -> Result<(), String> {
     let file = config::load(source, environment)
         .map_err(|problems| format!("{source} has {} faults:\n{problems}", problems.len()))?;
-    let mut store = Store::new(state::connect(file.redis).await?);
+    let mut store = Store::new(Operator::connect(file.redis).await?);
     match flags.subcommand() {
         Some(("create", flags)) => create::run(flags, &mut store).await,
         Some(("list", flags)) => list::run(flags, &mut store).await,

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use redis::RedisError;
 
 use crate::admit::auth::api_key::{Digest, Record, may_be_plain};
-use crate::state::{API_KEY_DIGESTS, API_KEY_LOCK, API_KEYS, Connection};
+use crate::state::{API_KEY_DIGESTS, API_KEY_LOCK, API_KEYS, Operator};
 
 /// How long a lock is held at most.
 pub const LOCK_LIFE: std::time::Duration = std::time::Duration::from_secs(30);
@@ -14,7 +14,7 @@ pub const LOCK_LIFE: std::time::Duration = std::time::Duration::from_secs(30);
 /// More keys than this are not looked through.
 const MOST_KEYS: usize = 100_000;
 
-pub struct Store(Connection);
+pub struct Store(Operator);
 
 /// One key in Redis. Not `Debug`: the name of a plain one is the key itself.
 pub struct Entry {
@@ -36,7 +36,7 @@ pub enum Form {
 // === impl Store ===
 
 impl Store {
-    pub fn new(redis: Connection) -> Self {
+    pub fn new(redis: Operator) -> Self {
         Self(redis)
     }
 
@@ -44,8 +44,10 @@ impl Store {
     pub async fn entries(&mut self) -> Result<Vec<Entry>, String> {
         let mut entries = Vec::new();
         for name in self.names().await? {
-            let value: Result<Option<Vec<u8>>, RedisError> =
-                redis::cmd("GET").arg(&name).query_async(&mut self.0).await;
+            let value: Result<Option<Vec<u8>>, RedisError> = redis::cmd("GET")
+                .arg(&name)
+                .query_async(self.0.redis())
+                .await;
             match value {
                 Ok(Some(value)) => entries.push(Entry::new(name, value)),
                 Ok(None) => {} // it went meanwhile
@@ -57,31 +59,15 @@ impl Store {
         Ok(entries)
     }
 
-    /// A scan may name a key twice.
     async fn names(&mut self) -> Result<BTreeSet<Vec<u8>>, String> {
-        let mut names = BTreeSet::new();
-        let mut cursor = 0u64;
-        loop {
-            let (next, some): (u64, Vec<Vec<u8>>) = redis::cmd("SCAN")
-                .arg(cursor)
-                .arg("MATCH")
-                .arg(format!("{API_KEYS}*"))
-                .arg("COUNT")
-                .arg(1000)
-                .query_async(&mut self.0)
-                .await
-                .map_err(failed)?;
-            names.extend(some);
-            if names.len() > MOST_KEYS {
-                return Err(format!(
-                    "redis has more than {MOST_KEYS} keys under `{API_KEYS}`: something else writes there"
-                ));
-            }
-            cursor = next;
-            if cursor == 0 {
-                return Ok(names);
-            }
-        }
+        let names = self.0.keys(API_KEYS, MOST_KEYS).await.map_err(failed)?;
+        let names = names.ok_or_else(|| {
+            format!(
+                "redis has more than {MOST_KEYS} keys under `{API_KEYS}`: something else writes there"
+            )
+        })?;
+        // A scan may name a key twice.
+        Ok(names.into_iter().collect())
     }
 
     /// Stores a new key until it expires.
@@ -98,7 +84,7 @@ impl Store {
             .arg("NX")
             .arg("EX")
             .arg(life_secs)
-            .query_async::<()>(&mut self.0)
+            .query_async::<()>(self.0.redis())
             .await
             .map_err(failed)
     }
@@ -121,7 +107,7 @@ impl Store {
             .arg("XX")
             .arg("EX")
             .arg(life_secs)
-            .query_async::<Option<String>>(&mut self.0)
+            .query_async::<Option<String>>(self.0.redis())
             .await
             .map(|_| ())
             .map_err(failed)
@@ -145,7 +131,7 @@ impl Store {
             .arg("NX")
             .arg("EX")
             .arg(LOCK_LIFE.as_secs())
-            .query_async(&mut self.0)
+            .query_async(self.0.redis())
             .await
             .map_err(failed)?;
         match locked {
@@ -164,7 +150,7 @@ impl Store {
     async fn delete(&mut self, name: &[u8]) -> Result<bool, String> {
         redis::cmd("DEL")
             .arg(name)
-            .query_async(&mut self.0)
+            .query_async(self.0.redis())
             .await
             .map_err(failed)
     }

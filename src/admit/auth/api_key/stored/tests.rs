@@ -8,7 +8,7 @@ const RECORD: &[u8] = br#"{"id": "p", "tenant_id": "t"}"#;
 
 /// Keys in a Redis that is away.
 fn keys() -> StoredKeys {
-    let redis = Arc::new(Redis::new(1, Duration::from_millis(50)));
+    let redis = Arc::new(Redis::that_is_away());
     StoredKeys::new(redis, Metrics::new().unwrap().api_key_lookups())
 }
 
