@@ -11,6 +11,7 @@ use crate::admit::cors::Origin;
 use crate::admit::limits::{Standing, Who};
 use crate::admit::lookup::Behalf;
 use crate::admit::tenancy::{Hold, X_VENUE_ID};
+use crate::connection::streams::Watch;
 use crate::forward::deadline::Deadline;
 use crate::forward::exchange::Exchange;
 use crate::observe::registry::InProgress;
@@ -63,6 +64,8 @@ pub struct Ctx {
     pub body_seen: u64,
     /// The dealings with the service. (proxy_upstream_filter)
     pub exchange: Option<Exchange>,
+    /// The answer streams, and is cut when its caller is revoked. (upstream_response_filter)
+    pub watch: Option<Watch>,
     /// What `fail_to_proxy` tells the client, where a phase knew better than the error does. (any)
     pub refusal: Option<Refusal>,
     /// The stable code of a refusal, for the log. (reply)
@@ -93,6 +96,7 @@ impl Ctx {
             deadline: None,
             body_seen: 0,
             exchange: None,
+            watch: None,
             refusal: None,
             code: None,
         }

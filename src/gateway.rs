@@ -30,7 +30,6 @@ use crate::forward::pool::Affinity;
 use crate::forward::retry::Failure;
 use crate::forward::verdict::{self, Blame};
 use crate::observe::access_log::{Access, Logger};
-use crate::observe::audit::Event;
 use crate::observe::registry::{MethodMetrics, Metrics, RouteMetrics, UNMATCHED};
 use crate::ops::{Endpoint, Ops};
 use crate::reply::secure_headers::SecureHeaders;
@@ -109,6 +108,9 @@ impl ProxyHttp for Gateway {
             Ok(Admitted::GoOn) => return Ok(false),
             Ok(Admitted::Answered(answer)) => {
                 reply::answer(session, ctx, &self.secure_headers, answer).await?
+            }
+            Ok(Admitted::Refused(refusal)) => {
+                reply::refuse(session, ctx, &self.secure_headers, &refusal).await?
             }
             Ok(Admitted::Preflight) => {
                 reply::preflight(session, ctx, &self.secure_headers, &self.cors).await?
@@ -258,6 +260,7 @@ impl ProxyHttp for Gateway {
         }
         // A client that does not take its answer does not keep the backend for longer than one that does.
         session.set_write_timeout(Some(patience));
+        self.follow_caller(session, response, ctx).await;
         Ok(())
     }
 
@@ -272,9 +275,8 @@ impl ProxyHttp for Gateway {
             return Ok(None);
         };
         // A body that ends with its connection would look whole.
-        if exchange.was_cut() {
-            let error = Error::explain(ErrorType::ReadTimedout, "the answer came too slowly");
-            return Err(error.into_up());
+        if let Some(error) = exchange.cut_short() {
+            return Err(error);
         }
         exchange.flows();
         Ok(None)
@@ -337,6 +339,12 @@ impl ProxyHttp for Gateway {
         if *e.esource() == ErrorSource::Upstream && matches!(e.etype(), ErrorType::HTTPStatus(_)) {
             exchange.disarm();
             return e; // `upstream_response_filter` judged it
+        }
+        if exchange.was_revoked() {
+            let error = exchange.cut_short();
+            exchange.abandon();
+            ctx.refusal = Some(Refusal::InvalidToken);
+            return error.unwrap_or(e);
         }
         let blame = verdict::blame(&e, session, exchange.was_cut(), client_reused);
         e.set_retry(false);
@@ -469,22 +477,6 @@ impl Gateway {
             None => Ok(()),
             Some(_) => Box::pin(self.hold_back(ctx, body, is_end)).await,
         }
-    }
-
-    fn audit(&self, session: &Session, ctx: &Ctx, refusal: &Refusal) {
-        let Some(event) = Event::of(refusal) else {
-            return;
-        };
-        let request = session.req_header();
-        let user = ctx.caller.as_ref().map(|caller| &*caller.id);
-        self.logger.audit(
-            event,
-            ctx.request_id(),
-            user,
-            ctx.client,
-            request.method.as_str(),
-            target_of(request),
-        );
     }
 }
 

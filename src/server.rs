@@ -20,7 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::admit::address::TrustedProxies;
 use crate::admit::auth::api_key::StoredKeys;
-use crate::admit::auth::{Attempts, Known};
+use crate::admit::auth::{self, Attempts};
 use crate::admit::limits::{Books, Shared};
 use crate::admit::permissions::Roles;
 use crate::config::{self, Duration as Time, File, Problems, ServiceName};
@@ -197,6 +197,7 @@ pub fn compile(
         failure: metrics
             .authentication_attempts
             .with_label_values(&["failure"]),
+        refreshes: metrics.token_refreshes.clone(),
     };
     let timeouts = timeouts.compile(p);
     let defaults = Defaults {
@@ -211,19 +212,18 @@ pub fn compile(
     let commands = redis.as_ref().map(|redis| &redis.commands);
     let users = remembered("user", commands, &metrics);
     let members = remembered("member", commands, &metrics);
-    let known = Known {
-        pools: &pools,
-        users: &users,
-    };
-    let auth = auth.compile(
+
+    let parts = auth::Parts {
         stage,
-        &roles,
+        roles: &roles,
         revoked,
-        stored_keys.clone(),
+        redis: commands.cloned(),
+        stored_keys: stored_keys.clone(),
+        pools: &pools,
+        known_users: users.clone(),
         attempts,
-        &known,
-        p,
-    );
+    };
+    let auth = auth.compile(parts, p);
     let tenancy = tenancy.compile(&pools, members.clone(), &metrics.venue_checks, p);
     let parts = route::Parts {
         pools: &pools,
@@ -247,7 +247,7 @@ pub fn compile(
 
     let mut tasks: Vec<Box<dyn BackgroundService + Send + Sync>> =
         vec![Box::new(HealthChecks::new(pools.clone()))];
-    tasks.extend(auth.jwks_refresh().map(|task| Box::new(task) as Box<_>));
+    tasks.extend(auth.tasks());
     let mut memories: Vec<Arc<dyn Remembers>> = vec![users, members];
     memories.extend(stored_keys.map(|keys| keys as Arc<_>));
     tasks.extend(

@@ -15,21 +15,21 @@ use crate::reply::{self, Refusal};
 /// As large as the buffer that Pingora sends a body again from.
 pub const SMALL: usize = 64 << 10;
 
-/// Reads a whole body that must not be larger than [`SMALL`].
+/// Reads a whole body that must not have more than `most` bytes, nor than [`SMALL`] if it is sent on.
 ///
 /// # Errors
 /// When it is, or it does not arrive.
-pub async fn read(session: &mut Session, ctx: &Ctx) -> Result<Vec<u8>, Refusal> {
+pub async fn read(session: &mut Session, ctx: &Ctx, most: usize) -> Result<Vec<u8>, Refusal> {
     let left = ctx
         .deadline
         .and_then(|deadline| deadline.left(Instant::now()));
-    match timeout(left.unwrap_or_default(), read_all(session)).await {
+    match timeout(left.unwrap_or_default(), read_all(session, most)).await {
         Ok(read) => read,
         Err(_) => Err(Refusal::RequestTimeout),
     }
 }
 
-async fn read_all(session: &mut Session) -> Result<Vec<u8>, Refusal> {
+async fn read_all(session: &mut Session, most: usize) -> Result<Vec<u8>, Refusal> {
     reply::tell_to_continue(session)
         .await
         .map_err(|_| Refusal::RequestTimeout)?;
@@ -38,7 +38,7 @@ async fn read_all(session: &mut Session) -> Result<Vec<u8>, Refusal> {
     loop {
         match session.as_mut().read_request_body().await {
             Ok(None) => return Ok(body),
-            Ok(Some(chunk)) if body.len() + chunk.len() <= SMALL => body.extend_from_slice(&chunk),
+            Ok(Some(chunk)) if body.len() + chunk.len() <= most => body.extend_from_slice(&chunk),
             Ok(Some(_)) => return Err(Refusal::PayloadTooLarge),
             Err(e) => {
                 log::debug!("a body did not arrive: {e}");

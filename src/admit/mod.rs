@@ -13,6 +13,7 @@ pub mod lookup;
 pub mod path;
 pub mod permissions;
 pub mod request_id;
+mod session;
 pub mod size;
 pub mod tenancy;
 
@@ -28,6 +29,7 @@ use crate::observe::trace::Trace;
 use crate::ops::Endpoint;
 use crate::reply::{Answer, Refusal};
 use crate::route::{Found, MethodIndex, Route, rebuild_target, split_target, target_of};
+use auth::refresh::SessionStep;
 use auth::{AuthError, AuthRule, Caller, Identified, MissingPermission};
 use cors::Cors;
 use limits::event;
@@ -38,6 +40,8 @@ pub enum Admitted {
     GoOn,
     /// An answer of our own: nothing is forwarded.
     Answered(Answer),
+    /// A refusal that the audit log has been told of.
+    Refused(Refusal),
     Preflight,
 }
 
@@ -123,14 +127,19 @@ impl Gateway {
         let named = is_confined.then(|| tenancy::Head::read(session, &route, &path_venues));
         let mut body = None;
         if ctx.who().is_some_and(|who| route.limits_by_event(who)) {
-            let read = body.insert(Box::pin(body::read(session, ctx)).await?); // 408, 413
+            let read = body.insert(Box::pin(body::read(session, ctx, body::SMALL)).await?); // 408, 413
             ctx.event = Some(event::find(&session.req_header().headers, read)?); // 400
         }
         self.spend(ctx).await?; // 429
         if let Some(named) = named {
             self.keep_to_own_venues(session, ctx, named, body).await?; // 400, 404, 415, 503
         }
-        Ok(Admitted::GoOn)
+        match &self.auth.refresh {
+            Some(refresh) if route.session == Some(SessionStep::Refresh) => {
+                Box::pin(self.refresh(refresh, session, ctx)).await // 400, 401, 408, 413, 429, 503
+            }
+            _ => Ok(Admitted::GoOn),
+        }
     }
 
     fn check_permission(

@@ -2,6 +2,8 @@
 //! never meets one; here the exchange as a whole has a moment at which its connection is shut down, whatever it was
 //! waiting for, and Pingora sees the connection end.
 //!
+//! What another thread wants to end (`super::streams`) is ended here as well, by the task whose socket it is.
+//!
 //! One timer serves all requests of a client's connection. Most end long before their deadline, so it is not set anew
 //! for each: when it goes off and the deadline has moved on, it only follows it.
 
@@ -9,14 +11,16 @@ use std::future::Future;
 use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use futures::task::AtomicWaker;
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::time::Sleep;
 
-/// What a request sets and its connection's task obeys. Both are the same task: the atomics only make it `Sync`.
+/// What a request sets and its connection's task obeys. Both are the same task: the atomics only make it `Sync`, but for
+/// `order`, which another thread may give.
 #[derive(Debug)]
 pub struct Cut {
     epoch: Instant,
@@ -24,7 +28,15 @@ pub struct Cut {
     socket: AtomicI32,
     /// Microseconds after `epoch`; [`NEVER`] when nothing is to be ended.
     at: AtomicU64,
+    /// [`UNWATCHED`], [`WATCHED`] or [`ORDERED`].
+    order: AtomicU8,
+    waker: AtomicWaker,
 }
+
+/// Nobody else may end the exchange: this is asked of every request, and costs one load.
+const UNWATCHED: u8 = 0;
+const WATCHED: u8 = 1;
+const ORDERED: u8 = 2;
 
 const NEVER: u64 = u64::MAX;
 const NONE: RawFd = -1;
@@ -48,6 +60,8 @@ impl Cut {
             epoch: now,
             socket: AtomicI32::new(NONE),
             at: AtomicU64::new(NEVER),
+            order: AtomicU8::new(UNWATCHED),
+            waker: AtomicWaker::new(),
         })
     }
 
@@ -83,9 +97,28 @@ impl Cut {
         self.socket.store(NONE, Relaxed);
     }
 
-    /// Whether the connection ended because its time was over.
+    /// Whether the connection was shut down here: its time was over, or it was ordered.
     pub fn was_shut_down(&self) -> bool {
         self.socket.load(Relaxed) == SHUT_DOWN
+    }
+
+    /// From now on, until [`Cut::unwatch`], another thread may [`Cut::order`] the end.
+    pub fn watch(&self) {
+        self.order.store(WATCHED, Relaxed);
+    }
+
+    pub fn unwatch(&self) {
+        self.order.store(UNWATCHED, Relaxed);
+    }
+
+    /// Ends the exchange as soon as its task has woken up.
+    pub fn order(&self) {
+        self.order.store(ORDERED, Relaxed);
+        self.waker.wake();
+    }
+
+    pub fn was_ordered(&self) -> bool {
+        self.order.load(Relaxed) == ORDERED
     }
 
     fn armed_for(&self) -> Option<Instant> {
@@ -105,6 +138,19 @@ impl Cut {
     }
 }
 
+impl Cut {
+    /// Obeys an order, now or when it comes.
+    fn obey(&self, cx: &mut Context<'_>) {
+        if self.order.load(Relaxed) == UNWATCHED {
+            return;
+        }
+        self.waker.register(cx.waker());
+        if self.was_ordered() && self.socket.load(Relaxed) >= 0 {
+            self.shut_down();
+        }
+    }
+}
+
 impl<F: Future + Unpin> Future for Watched<'_, F> {
     type Output = F::Output;
 
@@ -114,6 +160,7 @@ impl<F: Future + Unpin> Future for Watched<'_, F> {
         if polled.is_ready() {
             return polled;
         }
+        this.cut.obey(cx);
         while let Some(at) = this.cut.armed_for() {
             if this.timer.deadline().into_std() > at || this.timer.is_elapsed() {
                 if at <= Instant::now() {

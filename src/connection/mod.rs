@@ -4,6 +4,7 @@
 
 mod cut;
 mod guard;
+pub mod streams;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::pin;
@@ -27,7 +28,7 @@ use crate::admit::request_id;
 use crate::admit::size::HeadLimits;
 use crate::gateway::Gateway;
 use crate::observe::access_log::{Access, Logger};
-use crate::observe::audit::Event;
+use crate::observe::audit::{Event, Incident};
 use crate::observe::registry::{RouteMetrics, UNMATCHED};
 use crate::reply::Refusal;
 use crate::reply::secure_headers::SecureHeaders;
@@ -194,7 +195,15 @@ impl Front {
             .method(None)
             .end(status, start.elapsed(), 0, body.len());
         if let Some(event) = Event::of(&refusal) {
-            logger.audit(event, id, None, client, "-", "-");
+            logger.audit(&Incident {
+                event,
+                request_id: id,
+                user: None,
+                client,
+                method: "-",
+                target: "-",
+                more: &[],
+            });
         }
         logger.access(&Access {
             request_id: id,

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, StatusCode};
-use pingora::Error;
 use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType};
 use pingora_proxy::Session;
 
 use super::breaker::{Outcome, Permit};
@@ -252,6 +252,29 @@ impl Exchange {
     /// Whether the time was over, and not the instance the one that ended the connection.
     pub fn was_cut(&self) -> bool {
         self.cut.was_shut_down()
+    }
+
+    /// Whether it was, because its caller's token counts no longer.
+    pub fn was_revoked(&self) -> bool {
+        self.was_cut() && self.cut.was_ordered()
+    }
+
+    /// Why it was cut, if it was.
+    pub fn cut_short(&self) -> Option<Box<Error>> {
+        let error = match (self.was_cut(), self.was_revoked()) {
+            (false, _) => return None,
+            (true, true) => Error::explain(
+                ErrorType::ConnectionClosed,
+                "the caller's token was revoked",
+            ),
+            (true, false) => Error::explain(ErrorType::ReadTimedout, "the answer came too slowly"),
+        };
+        Some(error.into_up())
+    }
+
+    /// For who may end it from elsewhere.
+    pub fn cut(&self) -> &Arc<Cut> {
+        &self.cut
     }
 
     /// The attempt's connection is about to be given away.

@@ -2,22 +2,25 @@
 
 use std::net::IpAddr;
 
+use pingora_proxy::Session;
+
 use super::access_log::{Line, Logger};
 use crate::admit::auth::Source;
+use crate::context::Ctx;
+use crate::gateway::Gateway;
 use crate::reply::Refusal;
+use crate::route::target_of;
 
 /// What happened, and how bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Event<'a> {
+pub struct Event {
     pub name: &'static str,
     pub severity: &'static str,
-    /// That was asked for.
-    pub venue: Option<&'a str>,
 }
 
-impl<'a> Event<'a> {
+impl Event {
     /// The event that a refusal is, if it is one.
-    pub fn of(refusal: &'a Refusal) -> Option<Self> {
+    pub fn of(refusal: &Refusal) -> Option<Self> {
         let (name, severity) = match refusal {
             Refusal::InvalidToken => ("authentication_failed", "medium"),
             Refusal::AuthRequired | Refusal::TokenExpired => ("authentication_failed", "low"),
@@ -40,43 +43,71 @@ impl<'a> Event<'a> {
             | Refusal::UnsupportedMediaType => ("malformed_request", "medium"),
             _ => return None,
         };
-        let venue = match refusal {
-            Refusal::ForeignVenue { venue, .. } => Some(&**venue),
-            _ => None,
-        };
-        Some(Self {
-            name,
-            severity,
-            venue,
-        })
+        Some(Self { name, severity })
     }
 }
 
+/// An event, and the request that it happened in.
+pub struct Incident<'a> {
+    pub event: Event,
+    pub request_id: &'a str,
+    /// Where somebody was identified.
+    pub user: Option<&'a str>,
+    pub client: IpAddr,
+    pub method: &'a str,
+    pub target: &'a str,
+    /// Further fields, where they are known.
+    pub more: &'a [(&'static str, Option<&'a str>)],
+}
+
 impl Logger {
-    /// Writes the event. `user` where somebody was identified.
-    pub fn audit(
-        &self,
-        event: Event<'_>,
-        request_id: &str,
-        user: Option<&str>,
-        client: IpAddr,
-        method: &str,
-        target: &str,
-    ) {
+    pub fn audit(&self, incident: &Incident<'_>) {
+        let Incident {
+            event,
+            request_id,
+            user,
+            client,
+            method,
+            target,
+            more,
+        } = incident;
         self.write(log::Level::Warn, |line: &mut Line<'_>| {
             line.text("context", "audit");
             line.text("type", "security");
             line.text("event", event.name);
             line.text("severity", event.severity);
             line.text("requestId", request_id);
-            if let Some(user) = user {
-                line.text("userId", user);
-            }
-            line.optional("venueId", event.venue);
-            line.display("ip", &client);
+            line.optional("userId", *user);
+            line.display("ip", client);
             line.text("method", method);
             line.target("url", target);
+            for (name, value) in *more {
+                line.optional(name, *value);
+            }
             line.text("msg", event.name);
+        });
+    }
+}
+
+impl Gateway {
+    /// Writes the event that a refusal is, if it is one.
+    pub fn audit(&self, session: &Session, ctx: &Ctx, refusal: &Refusal) {
+        let Some(event) = Event::of(refusal) else {
+            return;
+        };
+        let venue = match refusal {
+            Refusal::ForeignVenue { venue, .. } => Some(&**venue),
+            _ => None,
+        };
+        let request = session.req_header();
+        self.logger.audit(&Incident {
+            event,
+            request_id: ctx.request_id(),
+            user: ctx.caller.as_ref().map(|caller| &*caller.id),
+            client: ctx.client,
+            method: request.method.as_str(),
+            target: target_of(request),
+            more: &[("venueId", venue)],
         });
     }
 }

@@ -34,6 +34,8 @@ pub struct Metrics {
     pub http: Arc<HttpMetrics>,
     /// Authentication attempts by outcome: success or failure.
     pub authentication_attempts: IntCounterVec,
+    /// Refresh tokens that were presented to the gateway, by what came of it.
+    pub token_refreshes: IntCounterVec,
     /// Requests refused with 429, by what they exceeded.
     pub rate_limit_hits: IntCounterVec,
     /// Venues that requests named, by who knew whether they are the caller's.
@@ -190,6 +192,12 @@ impl Metrics {
                 "Authentication attempts by outcome",
                 &["status"],
             )?,
+            token_refreshes: counters(
+                &registry,
+                "token_refreshes_total",
+                "Refresh tokens presented to the gateway, by what came of it",
+                &["outcome"],
+            )?,
             rate_limit_hits: counters(
                 &registry,
                 "rate_limit_hits_total",
@@ -247,9 +255,6 @@ impl Metrics {
             registry,
         };
         metrics.build_info.set(1.0);
-        for status in ["success", "failure"] {
-            metrics.authentication_attempts.with_label_values(&[status]);
-        }
         for limit in ["address", "authentication", "caller"] {
             metrics.rate_limit_hits.with_label_values(&[limit]);
         }

@@ -76,6 +76,9 @@ pub async fn answer(
 ) -> pingora::Result<()> {
     let mut fields = HeaderMap::with_capacity(16);
     fields.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+    if let Some(standing) = &ctx.standing {
+        standing.stamp(&mut fields);
+    }
     write(
         session,
         ctx,

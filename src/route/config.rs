@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::admit::auth::AuthRule;
+use crate::admit::auth::refresh::SessionStep;
 use crate::admit::tenancy::VenueRule;
 use crate::config::{self, Bytes};
 use crate::forward::deadline::TimeoutConfig;
@@ -26,6 +27,9 @@ pub struct RouteConfig {
     #[serde(default)]
     pub target: Option<String>,
     pub auth: AuthRule,
+    /// `refresh` or `logout`: what the route does to its caller's tokens.
+    #[serde(default)]
+    pub session: Option<SessionStep>,
     /// By method, or `*` for the others. Where none is named, a valid caller suffices.
     #[serde(default)]
     pub permissions: BTreeMap<String, String>,

@@ -14,6 +14,7 @@ use http::{HeaderName, Method};
 use pingora::http::RequestHeader;
 
 use crate::admit::auth::AuthRule;
+use crate::admit::auth::refresh::SessionStep;
 use crate::admit::limits::{GLOBAL, Limits, MAX_RULES, Rule, Who};
 use crate::admit::permissions::{Owner, Required, Roles, is_permission};
 use crate::admit::size::BodyLimit;
@@ -35,6 +36,8 @@ pub struct Route {
     pub service: Arc<Pool>,
     target: Target,
     pub auth: AuthRule,
+    /// What it does to its caller's tokens.
+    pub session: Option<SessionStep>,
     permissions: [Option<Required>; METHODS.len()],
     pub owner: Owner,
     pub timeouts: Timeouts,
@@ -117,6 +120,7 @@ impl RouteConfig {
             service,
             target,
             auth,
+            session,
             permissions,
             owner,
             timeout,
@@ -149,6 +153,7 @@ impl RouteConfig {
                 "nobody is identified on a public route",
             );
         }
+        check_session(place, session, auth, &methods, problems);
         let owner = match owner.as_deref() {
             None => Owner::Unknown,
             Some("service") => Owner::Service,
@@ -214,6 +219,7 @@ impl RouteConfig {
             service: pool?.clone(),
             target: target?,
             auth,
+            session,
             permissions: required,
             owner,
             timeouts: timeouts?,
@@ -268,6 +274,26 @@ fn compile_methods<'a>(
     methods.sort_unstable_by_key(|m| m.0);
     methods.dedup();
     methods
+}
+
+fn check_session(
+    place: &str,
+    session: Option<SessionStep>,
+    auth: AuthRule,
+    methods: &[MethodIndex],
+    problems: &mut Problems,
+) {
+    let only_posts = methods
+        .iter()
+        .all(|method| METHODS[method.0] == Method::POST);
+    let fault = match session {
+        Some(SessionStep::Refresh) if auth != AuthRule::Public || !only_posts => {
+            "`refresh` needs `methods: [POST]` and `auth: public`"
+        }
+        Some(SessionStep::Logout) if auth != AuthRule::Token => "`logout` needs `auth: token`",
+        _ => return,
+    };
+    problems.add(format!("{place}.session"), fault);
 }
 
 /// The table places of a method's name; `*` is every method but OPTIONS, and GET brings HEAD.

@@ -157,6 +157,11 @@ impl Redis {
         self.health.commands.set(state);
     }
 
+    /// The time that one command has.
+    pub fn limit(&self) -> Duration {
+        self.topology.command_timeout
+    }
+
     /// Each thread has its own, so that their answers do not wait for each other.
     fn link(&self) -> &Link {
         static THREADS: AtomicUsize = AtomicUsize::new(0);

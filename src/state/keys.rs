@@ -2,10 +2,12 @@
 //!
 //! | key | written by | life |
 //! |---|---|---|
-//! | `session:blacklist:{token}` | operators, auth-service | the token's remaining life |
+//! | `session:blacklist:{token}` | operators, auth-service, the gateway (`admit::auth::logout`) | the token's remaining life |
 //! | `session:revoked:jti:{jti}` | auth-service | the token's remaining life |
 //! | `session:revoked:user:{id}` | auth-service | the longest token's life; value: issued before, unix seconds |
 //! | `session:revoked:tenant:{id}` | auth-service | as for users |
+//! | `session:revoked:family:{family}` | operators, the gateway (`admit::auth::refresh`) | an access token's life |
+//! | `refresh:{family}` | the gateway (`admit::auth::refresh`) | the longest refresh token's life |
 //! | `session:user:{id}` | the gateway (`admit::lookup`) | `auth.users.life`; the value says whose it is |
 //! | `cache:venue:member:{venue}:{user}` | the gateway (`admit::lookup`) | `tenancy.life`; the value says whose it is |
 //! | `apikey:sha256:{hex}` | operators (`api-gateway key`), the platform | until the key's `expires_at` |
@@ -44,7 +46,19 @@ pub enum RevocationKey<'a> {
     Jti(&'a str),
     User(&'a str),
     Tenant(&'a str),
+    /// As it is spelled: its name, or as [`Family::tagged`] has it.
+    Family(&'a str),
 }
+
+/// The refresh tokens, and the access tokens beside them, that came out of one login.
+///
+/// The gateway writes `refresh:{name}` and `session:revoked:family:{refresh:{name}}` in one call. The braces of the second
+/// stand in the key: they are Redis Cluster's hash tag, and put it where the first one is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Family(Box<str>);
+
+/// Longer is no name.
+const LONGEST_FAMILY: usize = 128;
 
 impl<'a> RevocationKey<'a> {
     pub fn parse(key: &'a [u8]) -> Option<Self> {
@@ -56,7 +70,67 @@ impl<'a> RevocationKey<'a> {
             ("jti", jti) => Some(Self::Jti(jti)),
             ("user", id) => Some(Self::User(id)),
             ("tenant", id) => Some(Self::Tenant(id)),
+            ("family", name) => Some(Self::Family(name)),
             _ => None,
+        }
+    }
+}
+
+/// The documented key of a token that is called back.
+pub fn blacklisted(token: &str) -> String {
+    format!("session:blacklist:{token}")
+}
+
+// === impl Family ===
+
+impl Family {
+    /// `None` when that can be no family's name.
+    pub fn named(name: &str) -> Option<Self> {
+        let is_letter = |b: u8| b.is_ascii_graphic() && !matches!(b, b'{' | b'}');
+        let is_name = (1..=LONGEST_FAMILY).contains(&name.len()) && name.bytes().all(is_letter);
+        is_name.then(|| Self(format!("{{refresh:{name}}}").into()))
+    }
+
+    /// `{refresh:NAME}`.
+    pub fn tagged(&self) -> &str {
+        &self.0
+    }
+
+    /// What is current: `refresh:NAME`.
+    pub fn key(&self) -> &str {
+        &self.0[1..self.0.len() - 1]
+    }
+
+    pub fn name(&self) -> &str {
+        self.key().strip_prefix("refresh:").unwrap_or_default()
+    }
+
+    /// It is revoked, and the access tokens that name it.
+    pub fn revocation_key(&self) -> String {
+        format!("session:revoked:family:{}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_keys_of_a_family_have_the_same_hash_tag() {
+        let family = Family::named("f1").unwrap();
+        assert_eq!(family.name(), "f1");
+        assert_eq!(family.key(), "refresh:f1");
+        let key = family.revocation_key();
+        let tag = key
+            .split_once('{')
+            .and_then(|(_, rest)| rest.split_once('}'));
+        assert_eq!(tag, Some((family.key(), "")));
+        assert_eq!(
+            RevocationKey::parse(key.as_bytes()),
+            Some(RevocationKey::Family(family.tagged()))
+        );
+        for bad in ["", "a b", "a}b", "{a", "\u{e9}", &"x".repeat(129)] {
+            assert_eq!(Family::named(bad), None, "{bad}");
         }
     }
 }

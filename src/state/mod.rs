@@ -13,7 +13,9 @@ mod connect;
 mod connection;
 mod follow;
 mod health;
+mod kept;
 mod keys;
+mod own;
 mod revoked;
 mod tls;
 mod topology;
@@ -33,8 +35,9 @@ pub use connect::Operator;
 pub use connection::Connection;
 use follow::Follow;
 pub use health::{RedisHealth, RedisState};
-pub use keys::{API_KEY_DIGESTS, API_KEY_LOCK, API_KEYS};
-pub use revoked::{Revoked, TokenFacts};
+pub use kept::{Kept, Settle};
+pub use keys::{API_KEY_DIGESTS, API_KEY_LOCK, API_KEYS, Family, blacklisted};
+pub use revoked::{Revoked, TokenFacts, signed_part};
 
 /// What runs with Redis.
 pub struct Connected {

@@ -4,17 +4,22 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
+use tokio::sync::Notify;
 
-use super::keys::RevocationKey;
+use super::keys::{Family, RevocationKey};
+use super::own::Own;
 
 /// What revocation looks at in a token.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TokenFacts {
     pub user: Box<str>,
     pub tenant: Box<str>,
     pub jti: Option<String>,
+    pub family: Option<Family>,
     /// Unix seconds; 0 when the token does not say.
     pub issued: i64,
+    /// Unix seconds.
+    pub expires: i64,
 }
 
 /// The revocations that are known to this process.
@@ -22,7 +27,16 @@ pub struct TokenFacts {
 pub struct Revoked {
     /// Nearly always nothing is revoked: then no lock is taken.
     any: AtomicBool,
-    sets: RwLock<Sets>,
+    known: RwLock<Known>,
+    /// Something may be revoked that was not before.
+    news: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// What Redis says.
+    sets: Sets,
+    own: Own,
 }
 
 #[derive(Debug, Default)]
@@ -32,15 +46,23 @@ pub struct Sets {
     /// Tokens issued before this time (unix seconds) are revoked.
     users: Times,
     tenants: Times,
+    /// As their keys spell them.
+    families: Set<Box<str>>,
 }
 
 impl Revoked {
     pub fn is_revoked(&self, token: &[u8], facts: &TokenFacts) -> bool {
+        self.any.load(Ordering::Acquire) && self.is_signed_part_revoked(signed_part(token), facts)
+    }
+
+    /// The same, for who kept only the [`signed_part`].
+    pub fn is_signed_part_revoked(&self, signed: &[u8], facts: &TokenFacts) -> bool {
         if !self.any.load(Ordering::Acquire) {
             return false;
         }
-        let sets = self.sets.read();
-        sets.tokens.contains(signed_part(token))
+        let Known { sets, own } = &*self.known.read();
+        sets.tokens.contains(signed)
+            || own.has_token(signed)
             || facts
                 .jti
                 .as_deref()
@@ -53,20 +75,45 @@ impl Revoked {
                 .tenants
                 .get(&facts.tenant)
                 .is_some_and(|before| facts.issued < *before)
+            || facts.family.as_ref().is_some_and(|family| {
+                sets.families.contains(family.tagged())
+                    || sets.families.contains(family.name())
+                    || own.has_family(family)
+            })
     }
 
-    /// Takes a full reading's place: what it does not name is no longer revoked.
+    /// Takes a full reading's place: what it does not name is no longer revoked, but for what this process has revoked.
     pub fn replace(&self, sets: Sets) {
-        let mut current = self.sets.write();
-        *current = sets;
-        self.any.store(!current.is_empty(), Ordering::Release);
+        self.change(|known| known.sets = sets);
     }
 
     /// Follows one key: its value, or `None` when it is gone.
     pub fn update(&self, key: &[u8], value: Option<&[u8]>) {
-        let mut sets = self.sets.write();
-        sets.set(key, value);
-        self.any.store(!sets.is_empty(), Ordering::Release);
+        self.change(|known| known.sets.set(key, value));
+    }
+
+    /// Revokes a token in this process, at once. Times are unix seconds.
+    pub fn revoke_token(&self, token: &[u8], until: i64, now: i64) {
+        self.change(|known| known.own.add_token(signed_part(token), until, now));
+    }
+
+    /// Revokes a family's tokens in this process, at once. Times are unix seconds.
+    pub fn revoke_family(&self, family: &Family, until: i64, now: i64) {
+        self.change(|known| known.own.add_family(family, until, now));
+    }
+
+    /// Waits until something may have been revoked since the last time. For one who waits.
+    pub async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Known)) {
+        let mut known = self.known.write();
+        change(&mut known);
+        let any = !known.sets.is_empty() || !known.own.is_empty();
+        self.any.store(any, Ordering::Release);
+        drop(known);
+        self.news.notify_one();
     }
 }
 
@@ -84,6 +131,9 @@ impl Sets {
             (RevocationKey::Jti(jti), value) => follow(&mut self.jtis, jti.into(), value.is_some()),
             (RevocationKey::User(id), value) => follow_time(&mut self.users, id, value),
             (RevocationKey::Tenant(id), value) => follow_time(&mut self.tenants, id, value),
+            (RevocationKey::Family(name), value) => {
+                follow(&mut self.families, name.into(), value.is_some())
+            }
         }
     }
 
@@ -92,6 +142,7 @@ impl Sets {
             && self.jtis.is_empty()
             && self.users.is_empty()
             && self.tenants.is_empty()
+            && self.families.is_empty()
     }
 }
 
@@ -114,7 +165,7 @@ fn follow_time(times: &mut Times, id: &str, value: Option<&[u8]>) {
 }
 
 /// A token without its signature: whoever holds an ECDSA-signed one can spell that in a second way.
-fn signed_part(token: &[u8]) -> &[u8] {
+pub fn signed_part(token: &[u8]) -> &[u8] {
     memchr::memrchr(b'.', token).map_or(token, |dot| &token[..dot])
 }
 
@@ -137,7 +188,9 @@ mod tests {
             user: "u1".into(),
             tenant: "t1".into(),
             jti: Some("j1".into()),
+            family: Family::named("f1"),
             issued: 100,
+            expires: 200,
         };
         assert!(!revoked.is_revoked(b"a.b.c", &facts));
         for (key, hit, miss) in [
@@ -146,6 +199,8 @@ mod tests {
             ("session:revoked:user:u1", "101", Some("100")),
             ("session:revoked:tenant:t1", "101", Some("100")),
             ("session:revoked:user:u1", "nonsense", None),
+            ("session:revoked:family:f1", "1", None),
+            ("session:revoked:family:{refresh:f1}", "1", None),
         ] {
             revoked.update(key.as_bytes(), Some(hit.as_bytes()));
             assert!(revoked.is_revoked(b"a.b.c", &facts), "{key}");
@@ -154,6 +209,26 @@ mod tests {
             revoked.update(key.as_bytes(), None);
         }
         revoked.update(b"session:revoked:user:u2", Some(b"999"));
+        revoked.update(b"session:revoked:family:f2", Some(b"1"));
         assert!(!revoked.is_revoked(b"a.b.c", &facts));
+    }
+
+    #[test]
+    fn what_this_process_has_revoked_outlives_a_full_reading() {
+        let revoked = Revoked::default();
+        let facts = |family| TokenFacts {
+            user: "u1".into(),
+            tenant: "t1".into(),
+            jti: None,
+            family: Family::named(family),
+            issued: 100,
+            expires: 200,
+        };
+        revoked.revoke_token(b"a.b.c", 200, 100);
+        revoked.revoke_family(&Family::named("f1").unwrap(), 200, 100);
+        revoked.replace(Sets::default());
+        assert!(revoked.is_revoked(b"a.b.other", &facts("f2")));
+        assert!(revoked.is_revoked(b"d.e.f", &facts("f1")));
+        assert!(!revoked.is_revoked(b"d.e.f", &facts("f2")));
     }
 }

@@ -99,7 +99,7 @@ fn random_secret() -> Result<Secret, getrandom::Error> {
     ))
 }
 
-fn hs256(secret: &Secret, issuer: &str) -> VerifyingKey {
+pub fn hs256(secret: &Secret, issuer: &str) -> VerifyingKey {
     VerifyingKey::new(
         None,
         Algorithm::HS256,

@@ -4,6 +4,8 @@ pub mod api_key;
 mod fetch;
 mod jwks;
 mod keys;
+mod logout;
+pub mod refresh;
 mod token;
 mod users;
 
@@ -14,7 +16,8 @@ use std::time::Instant;
 
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
-use prometheus::IntCounter;
+use pingora::services::background::BackgroundService;
+use prometheus::{IntCounter, IntCounterVec};
 use serde::{Deserialize, Serialize};
 
 use super::limits::{Exceeded, FailureGuard, FailureGuardConfig};
@@ -22,10 +25,12 @@ use super::lookup::{Behalf, User};
 use super::permissions::{Permissions, RoleId, Roles};
 use super::tenancy::Venues;
 use crate::config::{Duration, Problems, Secret, Stage};
+use crate::connection::streams::{Ask, Streams};
 use crate::forward::pool::Pools;
-use crate::state::{Cache, Revoked};
+use crate::state::{Cache, Redis, Revoked, TokenFacts};
 use api_key::{ApiKeyConfig, ApiKeys, Given, StoredKeys};
-pub use jwks::JwksRefresh;
+use logout::Logout;
+use refresh::{Families, Refresh, RefreshConfig};
 use token::Tokens;
 pub use users::UsersConfig;
 use users::{Incomplete, Users};
@@ -56,23 +61,6 @@ pub struct JwtConfig {
     pub cache_tokens: usize,
 }
 
-/// Accepted and checked with the documented variables; POST /auth/refresh goes to auth-service (`mode: proxy`).
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RefreshConfig {
-    pub mode: RefreshMode,
-    pub secret: Option<Secret>,
-    pub access_life: Duration,
-    pub refresh_life: Duration,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RefreshMode {
-    #[default]
-    Proxy,
-}
-
 /// Whoever was identified. Everything in it was verified; nothing comes from a header that the client may set freely.
 #[derive(Debug)]
 pub struct Caller {
@@ -88,6 +76,8 @@ pub struct Caller {
     pub venues: Venues,
     /// Nothing more can be found out about it.
     pub is_complete: bool,
+    /// What its token says of itself, where it has one.
+    pub token: Option<TokenFacts>,
 }
 
 /// How many times the limits are a caller's: the documented multipliers.
@@ -106,10 +96,16 @@ pub enum Source {
     ApiKey,
 }
 
-/// What is known of users beyond their tokens.
-pub struct Known<'a> {
+/// What callers are identified with.
+pub struct Parts<'a> {
+    pub stage: Stage,
+    pub roles: &'a Arc<Roles>,
+    pub revoked: Arc<Revoked>,
+    pub redis: Option<Arc<Redis>>,
+    pub stored_keys: Option<Arc<StoredKeys>>,
     pub pools: &'a Pools,
-    pub users: &'a Arc<Cache<User>>,
+    pub known_users: Arc<Cache<User>>,
+    pub attempts: Attempts,
 }
 
 /// What a route asks of its callers.
@@ -152,19 +148,25 @@ pub struct MissingPermission;
 #[derive(Debug, PartialEq, Eq)]
 pub struct TenantsDiffer;
 
-/// Identifies callers.
+/// Identifies callers, and answers what they ask about their tokens.
 pub struct Auth {
     tokens: Tokens,
     api_keys: ApiKeys,
     users: Users,
     failures: FailureGuard,
     attempts: Attempts,
+    /// Where POST /auth/refresh is ours.
+    pub refresh: Option<Refresh>,
+    pub logout: Arc<Logout>,
+    /// What is open for callers, and is cut when they are revoked.
+    pub streams: Arc<Streams>,
 }
 
-/// `authentication_attempts_total{status}`.
+/// `authentication_attempts_total{status}` and `token_refreshes_total{outcome}`.
 pub struct Attempts {
     pub success: IntCounter,
     pub failure: IntCounter,
+    pub refreshes: IntCounterVec,
 }
 
 impl Default for JwtConfig {
@@ -181,28 +183,18 @@ impl Default for JwtConfig {
     }
 }
 
-impl Default for RefreshConfig {
-    fn default() -> Self {
-        Self {
-            mode: RefreshMode::Proxy,
-            secret: None,
-            access_life: Duration::secs(86_400),
-            refresh_life: Duration::secs(7 * 86_400),
-        }
-    }
-}
-
 impl AuthConfig {
-    pub fn compile(
-        self,
-        stage: Stage,
-        roles: &Arc<Roles>,
-        revoked: Arc<Revoked>,
-        stored_keys: Option<Arc<StoredKeys>>,
-        attempts: Attempts,
-        known: &Known<'_>,
-        problems: &mut Problems,
-    ) -> Auth {
+    pub fn compile(self, parts: Parts<'_>, problems: &mut Problems) -> Auth {
+        let Parts {
+            stage,
+            roles,
+            revoked,
+            redis,
+            stored_keys,
+            pools,
+            known_users,
+            attempts,
+        } = parts;
         let Self {
             jwt,
             refresh,
@@ -210,28 +202,13 @@ impl AuthConfig {
             api_keys,
             failures,
         } = self;
-        let users = users.compile(known.pools, known.users.clone(), roles.clone(), problems);
-        let RefreshConfig {
-            mode: RefreshMode::Proxy,
-            secret,
-            access_life,
-            refresh_life,
-        } = refresh;
-        if secret.is_some_and(|s| s.expose().chars().count() < keys::SHORTEST_SECRET)
-            && stage != Stage::Development
-        {
-            problems.add(
-                "auth.refresh.secret",
-                "JWT_REFRESH_SECRET must have at least 32 characters",
-            );
-        }
-        if access_life.0.is_zero() || refresh_life < access_life {
-            problems.add(
-                "auth.refresh",
-                "access_life must be longer than nothing and refresh_life not shorter than it",
-            );
-        }
+        let users = users.compile(pools, known_users, roles.clone(), problems);
+        let lives = refresh.lives(problems);
+        let families = Arc::new(Families::new(lives, redis, revoked.clone()));
         Auth {
+            refresh: refresh.compile(&jwt, stage, families.clone(), &attempts, problems),
+            logout: Arc::new(Logout::new(families, revoked.clone())),
+            streams: Arc::new(Streams::new(revoked.clone())),
             tokens: Tokens::compile(jwt, stage, roles.clone(), revoked, users.always, problems),
             users,
             api_keys: ApiKeys::compile(api_keys, stored_keys, problems),
@@ -343,14 +320,35 @@ impl Auth {
         found.map(Some).map_err(guarded)
     }
 
-    /// Keeps the issuer's keys fresh, where there is an issuer with a key set.
-    pub fn jwks_refresh(&self) -> Option<JwksRefresh> {
-        self.tokens.jwks_refresh()
+    /// Whether credentials of this address that were not seen before are looked at.
+    ///
+    /// # Errors
+    /// When it has failed too often.
+    pub fn may_fail(&self, client: IpAddr, now: Instant) -> Result<(), AuthError> {
+        self.failures.check(client, now)
+    }
+
+    /// A credential that this address gave was not valid.
+    pub fn failed(&self, client: IpAddr, now: Instant) {
+        self.failures.note(client, now);
+    }
+
+    /// What runs beside the requests: keys are kept fresh, streams of the revoked are cut, and what Redis was not told yet is.
+    pub fn tasks(&self) -> Vec<Box<dyn BackgroundService + Send + Sync>> {
+        let mut tasks: Vec<Box<dyn BackgroundService + Send + Sync>> =
+            vec![Box::new(Ask(self.streams.clone()))];
+        tasks.extend(
+            self.tokens
+                .jwks_refresh()
+                .map(|task| Box::new(task) as Box<_>),
+        );
+        tasks.extend(self.logout.settle().map(|task| Box::new(task) as Box<_>));
+        tasks
     }
 }
 
 /// The token of `Authorization: Bearer`. Another scheme is no token; two headers are no answer to "who".
-fn bearer(headers: &HeaderMap) -> Result<Option<&[u8]>, AuthError> {
+pub fn bearer(headers: &HeaderMap) -> Result<Option<&[u8]>, AuthError> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else {
         return Ok(None);

@@ -17,15 +17,15 @@ use super::{AuthError, Caller, JwtConfig, Source, Tier};
 use crate::admit::permissions::{Permissions, Roles};
 use crate::admit::tenancy::Venues;
 use crate::config::{Problems, Stage};
-use crate::state::{Memory, Revoked, TokenFacts, memory};
+use crate::state::{Family, Memory, Revoked, TokenFacts, memory};
 
 /// A token longer than this is no token of ours; it also would not fit the header block beside anything else.
-const LONGEST_TOKEN: usize = 8 << 10;
+pub const LONGEST_TOKEN: usize = 8 << 10;
 
 /// Failed tokens that are remembered.
 const FAILED_TOKENS: usize = 10_000;
 
-const LEEWAY: i64 = super::keys::LEEWAY as i64;
+pub const LEEWAY: i64 = super::keys::LEEWAY as i64;
 
 /// Verifies tokens and remembers the outcome.
 pub struct Tokens {
@@ -44,7 +44,6 @@ pub struct Tokens {
 struct Verified {
     caller: Arc<Caller>,
     expires: i64,
-    facts: TokenFacts,
     /// Which key set it was verified under; 0 for a local key.
     jwks_generation: u64,
 }
@@ -66,6 +65,8 @@ struct Claims {
     exp: f64,
     iat: Option<f64>,
     jti: Option<String>,
+    /// The refresh token that it came with names the same.
+    family: Option<String>,
     #[serde(rename = "venueId")]
     venue: Option<String>,
     venues: Option<Vec<String>>,
@@ -126,7 +127,7 @@ impl Tokens {
             self.good.remove(token);
             return Some(Err(AuthError::Expired));
         }
-        if self.revoked.is_revoked(token, &verified.facts) {
+        if self.is_revoked(token, &verified.caller) {
             return Some(Err(AuthError::Invalid));
         }
         // A key that its issuer took back takes its tokens with it.
@@ -145,7 +146,7 @@ impl Tokens {
             Ok(verified) => {
                 let verified = Arc::new(verified);
                 self.good.insert(token.into(), verified.clone());
-                if self.revoked.is_revoked(token, &verified.facts) {
+                if self.is_revoked(token, &verified.caller) {
                     return Err(AuthError::Invalid);
                 }
                 Ok(verified.caller.clone())
@@ -159,6 +160,11 @@ impl Tokens {
             // It may be good soon: nothing is remembered.
             Err(Rejected::ForNow) => Err(AuthError::Invalid),
         }
+    }
+
+    fn is_revoked(&self, token: &[u8], caller: &Caller) -> bool {
+        let facts = caller.token.as_ref();
+        facts.is_some_and(|facts| self.revoked.is_revoked(token, facts))
     }
 
     fn generation(&self) -> u64 {
@@ -251,6 +257,7 @@ impl Tokens {
             exp,
             iat,
             jti,
+            family,
             venue,
             venues,
         } = claims;
@@ -258,11 +265,17 @@ impl Tokens {
         if kind != "access" || !is_identifier(&tenant_id) {
             return None;
         }
+        let family = match family {
+            Some(name) => Some(Family::named(&name)?),
+            None => None,
+        };
         let facts = TokenFacts {
             user: id.clone().into(),
             tenant: tenant_id.clone().into(),
             jti,
+            family,
             issued: iat.unwrap_or(0.0) as i64,
+            expires: exp as i64,
         };
         let is_complete = !self.look_up_all && (role.is_some() || !permissions.is_empty());
         let caller = Caller {
@@ -274,11 +287,11 @@ impl Tokens {
             source: Source::Jwt,
             venues: Venues::new(venue, venues.into_iter().flatten()),
             is_complete,
+            token: Some(facts),
         };
         Some(Verified {
             caller: Arc::new(caller),
             expires: exp as i64,
-            facts,
             jwks_generation,
         })
     }
@@ -300,7 +313,7 @@ pub fn is_identifier(text: &str) -> bool {
     (1..=256).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
-fn unix_now() -> i64 {
+pub fn unix_now() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs() as i64)

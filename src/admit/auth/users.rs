@@ -129,6 +129,7 @@ impl Users {
             tier: Tier::default(),
             venues: Venues::new(venue.clone(), venues.iter().cloned()),
             is_complete: true,
+            token: caller.token.clone(),
         }))
     }
 }

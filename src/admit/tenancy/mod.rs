@@ -181,7 +181,7 @@ impl Gateway {
                 (_, None) => {
                     // Who would be refused anyhow need not send it.
                     self.check_venues(ctx, &named).await?;
-                    let body = body::read(session, ctx).await?; // 408
+                    let body = body::read(session, ctx, body::SMALL).await?; // 408
                     named.add_all(&content.read(&body, of_venues)?)?; // 400
                 }
             }

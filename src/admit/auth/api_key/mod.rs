@@ -119,6 +119,7 @@ fn holder(
         tier,
         venues: Venues::new(None, venues),
         is_complete: true,
+        token: None,
     }
 }
 

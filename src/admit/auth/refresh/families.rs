@@ -1,0 +1,321 @@
+//! Which refresh token of a family is the current one? Whoever presents another has a copy, or was robbed of it: the family
+//! ends, and its access tokens with it (decision 16).
+//!
+//! With Redis this is decided there, in one call. Without, in this process, which forgets it when it ends: then its tokens
+//! are refused.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use pingora_timeout::timeout;
+use redis::Cmd;
+
+use crate::admit::auth::keys::LEEWAY;
+use crate::admit::auth::token::unix_now;
+use crate::state::{Away, Family, Kept, Redis, Revoked};
+
+/// How long tokens live.
+#[derive(Clone, Copy, Debug)]
+pub struct Lives {
+    pub access: Duration,
+    pub refresh: Duration,
+}
+
+/// A refresh token whose signature holds.
+pub struct Presented<'a> {
+    pub family: &'a Family,
+    /// Of a token that a gateway minted.
+    pub id: Option<&'a str>,
+    /// Unix seconds.
+    pub expires: i64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It was the current one, or the first; now its successor is.
+    Rotated,
+    /// It was not: the family has ended.
+    Reused,
+    /// The family had ended before.
+    Dead,
+    /// A gateway minted it, and nobody knows of its family: what was known is lost.
+    Unknown,
+}
+
+/// The families of all users.
+pub struct Families {
+    lives: Lives,
+    store: Store,
+    revoked: Arc<Revoked>,
+}
+
+enum Store {
+    Redis { redis: Arc<Redis>, kept: Arc<Kept> },
+    Memory(Mutex<Memory>),
+}
+
+#[derive(Default)]
+struct Memory {
+    records: HashMap<Family, Record, ahash::RandomState>,
+    swept: Option<Instant>,
+}
+
+struct Record {
+    /// `None`: the family has ended.
+    current: Option<Box<str>>,
+    /// Unix seconds.
+    until: i64,
+}
+
+const ROTATE: &str = include_str!("rotate.lua");
+const KILL: &str = include_str!("kill.lua");
+
+/// The clock of the node that has the family's keys.
+const CLOCK: &str = "return redis.call('TIME')";
+
+/// Families that a process without Redis knows. When there are more no family begins, rather than one being forgotten.
+const MOST: usize = 1_000_000;
+
+/// A full memory is looked through for what has ended so often.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+impl Families {
+    pub fn new(lives: Lives, redis: Option<Arc<Redis>>, revoked: Arc<Revoked>) -> Self {
+        let store = match redis {
+            Some(redis) => Store::Redis {
+                kept: Arc::new(Kept::new(redis.clone())),
+                redis,
+            },
+            None => Store::Memory(Mutex::default()),
+        };
+        Self {
+            lives,
+            store,
+            revoked,
+        }
+    }
+
+    /// Puts the successor, whose id is `next`, in the place of the presented token, if that is the current one.
+    ///
+    /// # Errors
+    /// When nobody can tell: Redis is away, or the memory full. Nothing has changed then; but for an answer of Redis'
+    /// that was lost on its way, after which the token counts as used.
+    pub async fn rotate(&self, token: &Presented<'_>, next: &str) -> Result<Verdict, Away> {
+        let verdict = match &self.store {
+            Store::Redis { redis, .. } => self.rotate_in(redis, token, next).await?,
+            Store::Memory(memory) => {
+                let until = unix_now().saturating_add(self.record_life(token).as_secs() as i64);
+                memory.lock().rotate(token, next, until)?
+            }
+        };
+        if verdict == Verdict::Reused {
+            self.revoke_here(token.family);
+        }
+        Ok(verdict)
+    }
+
+    /// Ends a family. Where Redis is away it ends in this process at once, and there later.
+    pub async fn kill(&self, family: &Family) {
+        self.revoke_here(family);
+        let refresh = with_leeway(self.lives.refresh);
+        match &self.store {
+            Store::Redis { kept, .. } => {
+                let mut command = script(KILL, family);
+                command
+                    .arg(refresh.as_millis() as u64)
+                    .arg(with_leeway(self.lives.access).as_millis() as u64);
+                kept.write(command, refresh).await;
+            }
+            Store::Memory(memory) => {
+                let until = unix_now().saturating_add(refresh.as_secs() as i64);
+                memory.lock().end(family, until);
+            }
+        }
+    }
+
+    pub fn revoked(&self) -> &Arc<Revoked> {
+        &self.revoked
+    }
+
+    pub fn lives(&self) -> Lives {
+        self.lives
+    }
+
+    /// What is to be written in Redis for good, where there is one.
+    pub fn kept(&self) -> Option<&Arc<Kept>> {
+        match &self.store {
+            Store::Redis { kept, .. } => Some(kept),
+            Store::Memory(_) => None,
+        }
+    }
+
+    /// Both calls together have the time of one command. A Redis that stalls in between finds the second one late, and
+    /// leaves everything as it was: the client may come again with the same token.
+    async fn rotate_in(
+        &self,
+        redis: &Redis,
+        token: &Presented<'_>,
+        next: &str,
+    ) -> Result<Verdict, Away> {
+        let (begun, limit) = (Instant::now(), redis.limit());
+        let mut clock = redis::cmd("EVAL");
+        clock.arg(CLOCK).arg(1).arg(token.family.key());
+        let (seconds, micros): (u64, u64) = redis.run(&clock).await?;
+        // The other half is for the answer's way.
+        let latest = seconds * 1000 + micros / 1000 + limit.as_millis() as u64 / 2;
+        let mut command = script(ROTATE, token.family);
+        command
+            .arg(token.id.unwrap_or_default())
+            .arg(next)
+            .arg(self.record_life(token).as_millis() as u64)
+            .arg(with_leeway(self.lives.access).as_millis() as u64)
+            .arg(latest);
+        let left = limit.saturating_sub(begun.elapsed());
+        let answer: String = timeout(left, redis.run(&command))
+            .await
+            .map_err(|_| Away)??;
+        match &*answer {
+            "rotated" => Ok(Verdict::Rotated),
+            "reused" => Ok(Verdict::Reused),
+            "dead" => Ok(Verdict::Dead),
+            "lost" => Ok(Verdict::Unknown),
+            _ => Err(Away),
+        }
+    }
+
+    /// As long as any token of the family could live: the presented one, and one that is minted now.
+    fn record_life(&self, token: &Presented<'_>) -> Duration {
+        let left = token.expires.saturating_sub(unix_now()).max(0) as u64;
+        with_leeway(self.lives.refresh.max(Duration::from_secs(left)))
+    }
+
+    fn revoke_here(&self, family: &Family) {
+        let now = unix_now();
+        let life = with_leeway(self.lives.access).as_secs() as i64;
+        self.revoked
+            .revoke_family(family, now.saturating_add(life), now);
+    }
+}
+
+/// One call about both keys of a family, which are in the same slot of a cluster. Not by digest: it is rare, and so no
+/// connection needs to be prepared for it.
+fn script(text: &str, family: &Family) -> Cmd {
+    let mut command = redis::cmd("EVAL");
+    command
+        .arg(text)
+        .arg(2)
+        .arg(family.key())
+        .arg(family.revocation_key());
+    command
+}
+
+/// A token counts for so long, and one second for the rounding of its times. More than a hundred years is no life.
+fn with_leeway(life: Duration) -> Duration {
+    const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    life.min(LONGEST) + Duration::from_secs(LEEWAY + 1)
+}
+
+// === impl Memory ===
+
+impl Memory {
+    /// The same as rotate.lua.
+    fn rotate(&mut self, token: &Presented<'_>, next: &str, until: i64) -> Result<Verdict, Away> {
+        let now = unix_now();
+        let successor = Some(next.into());
+        let Some(record) = self.records.get_mut(token.family).filter(|r| r.until > now) else {
+            if token.id.is_some() {
+                return Ok(Verdict::Unknown);
+            }
+            self.make_room(now)?;
+            let current = successor;
+            self.records
+                .insert(token.family.clone(), Record { current, until });
+            return Ok(Verdict::Rotated);
+        };
+        let Some(current) = &record.current else {
+            return Ok(Verdict::Dead);
+        };
+        let is_current = token.id == Some(&**current);
+        record.current = successor.filter(|_| is_current);
+        record.until = record.until.max(until);
+        match is_current {
+            true => Ok(Verdict::Rotated),
+            false => Ok(Verdict::Reused),
+        }
+    }
+
+    fn end(&mut self, family: &Family, until: i64) {
+        let until = self
+            .records
+            .get(family)
+            .map_or(until, |r| r.until.max(until));
+        // What does not fit is unknown, and so are its tokens; but one that no gateway minted may begin it anew.
+        if self.records.contains_key(family) || self.make_room(unix_now()).is_ok() {
+            let current = None;
+            self.records
+                .insert(family.clone(), Record { current, until });
+        }
+    }
+
+    fn make_room(&mut self, now: i64) -> Result<(), Away> {
+        let swept = self.swept.is_some_and(|at| at.elapsed() < SWEEP_EVERY);
+        if self.records.len() >= MOST && !swept {
+            self.records.retain(|_, record| record.until > now);
+            self.swept = Some(Instant::now());
+        }
+        match self.records.len() < MOST {
+            true => Ok(()),
+            false => Err(Away),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory() -> (Memory, Family, i64) {
+        let family = Family::named("f1").unwrap();
+        (Memory::default(), family, unix_now() + 100)
+    }
+
+    fn token<'a>(family: &'a Family, id: Option<&'a str>) -> Presented<'a> {
+        let expires = unix_now() + 100;
+        Presented {
+            family,
+            id,
+            expires,
+        }
+    }
+
+    #[test]
+    fn a_family_goes_from_one_token_to_the_next_and_ends_when_one_comes_again() {
+        let (mut memory, family, until) = memory();
+        let mut rotate = |id, next| memory.rotate(&token(&family, id), next, until);
+        assert_eq!(rotate(Some("a"), "b"), Ok(Verdict::Unknown));
+        assert_eq!(rotate(None, "a"), Ok(Verdict::Rotated));
+        assert_eq!(rotate(Some("a"), "b"), Ok(Verdict::Rotated));
+        assert_eq!(rotate(Some("a"), "c"), Ok(Verdict::Reused));
+        assert_eq!(rotate(Some("b"), "c"), Ok(Verdict::Dead));
+        assert_eq!(rotate(None, "c"), Ok(Verdict::Dead));
+    }
+
+    #[test]
+    fn the_first_token_begins_a_family_once() {
+        let (mut memory, family, until) = memory();
+        let mut rotate = |id, next| memory.rotate(&token(&family, id), next, until);
+        assert_eq!(rotate(None, "a"), Ok(Verdict::Rotated));
+        assert_eq!(rotate(None, "b"), Ok(Verdict::Reused));
+        assert_eq!(rotate(Some("a"), "b"), Ok(Verdict::Dead));
+    }
+
+    #[test]
+    fn a_family_that_was_ended_does_not_begin() {
+        let (mut memory, family, until) = memory();
+        memory.end(&family, until);
+        let verdict = memory.rotate(&token(&family, None), "a", until);
+        assert_eq!(verdict, Ok(Verdict::Dead));
+    }
+}

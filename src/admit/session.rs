@@ -1,0 +1,134 @@
+//! The two routes that are about a caller's tokens themselves: new ones, and none any more. Each leaves an audit line; no
+//! token stands in it.
+
+use http::header::USER_AGENT;
+use http::{HeaderMap, StatusCode};
+use pingora::http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::{Admitted, body};
+use crate::admit::auth::bearer;
+use crate::admit::auth::refresh::{self, Reason, Refresh, Refreshed, SessionStep};
+use crate::connection::streams::is_stream;
+use crate::context::Ctx;
+use crate::gateway::Gateway;
+use crate::observe::audit::{Event, Incident};
+use crate::reply::{Answer, Refusal};
+use crate::route::target_of;
+use crate::state::TokenFacts;
+
+/// Characters of a User-Agent that are logged.
+const LONGEST_AGENT: usize = 256;
+
+impl Gateway {
+    /// Answers for auth-service: a refresh token for a new pair.
+    ///
+    /// # Errors
+    /// When the address has failed too often, or the body names no token.
+    pub(super) async fn refresh(
+        &self,
+        refresh: &Refresh,
+        session: &mut Session,
+        ctx: &Ctx,
+    ) -> Result<Admitted, Refusal> {
+        refresh::check_fields(&session.req_header().headers)?; // 400
+        let body = body::read(session, ctx, refresh::LARGEST).await?; // 408, 413
+        let token = refresh::token_of(&body)?; // 400
+        self.auth
+            .may_fail(ctx.client, ctx.start)
+            .inspect_err(|_| self.rate_limited("authentication"))?; // 429
+        let Refreshed { holder, outcome } = refresh.refresh(&token).await;
+        let reason = outcome.as_ref().err().map(|reason| reason.name());
+        let event = match &outcome {
+            Ok(_) => ("token_refreshed", "low"),
+            Err(Reason::Reused) => ("refresh_token_reused", "critical"),
+            Err(_) => ("refresh_failed", "medium"),
+        };
+        self.audit_tokens(session, ctx, event, holder.as_ref(), reason);
+        match outcome {
+            Ok(pair) => Ok(Admitted::Answered(Answer {
+                status: StatusCode::OK,
+                content_type: "application/json; charset=utf-8",
+                body: serde_json::to_vec(&pair).map_err(|_| Refusal::Internal)?,
+            })),
+            Err(reason) => {
+                if reason.is_suspicious() {
+                    self.auth.failed(ctx.client, ctx.start);
+                }
+                Ok(Admitted::Refused(reason.into())) // 401, 503
+            }
+        }
+    }
+
+    /// The head of an answer has come. A logout that auth-service has granted takes effect before its client hears of it,
+    /// and an answer that streams can be cut from now on.
+    pub async fn follow_caller(&self, session: &Session, response: &ResponseHeader, ctx: &mut Ctx) {
+        let (Some(route), Some(caller)) = (&ctx.route, &ctx.caller) else {
+            return;
+        };
+        let is_logout = route.session == Some(SessionStep::Logout) && response.status.is_success();
+        let streams = is_stream(route.idle_timeout, &response.headers);
+        if !is_logout && !streams {
+            return;
+        }
+        let (Some(facts), Some(token)) = (&caller.token, token(&session.req_header().headers))
+        else {
+            return;
+        };
+        if is_logout {
+            let (logout, caller, token) =
+                (self.auth.logout.clone(), caller.clone(), token.to_owned());
+            // By itself: a client that goes away meanwhile does not take it back.
+            let revoked = tokio::spawn(async move {
+                if let Some(facts) = &caller.token {
+                    logout.revoke(&token, facts).await;
+                }
+            });
+            if let Err(e) = revoked.await {
+                log::error!("a logout was not finished: {e}");
+            }
+            self.audit_tokens(session, ctx, ("logout", "low"), Some(facts), None);
+        }
+        if streams && let Some(exchange) = &ctx.exchange {
+            let watch = self
+                .auth
+                .streams
+                .watch(token.as_bytes(), caller, exchange.cut());
+            ctx.watch = Some(watch);
+        }
+    }
+
+    fn audit_tokens(
+        &self,
+        session: &Session,
+        ctx: &Ctx,
+        (name, severity): (&'static str, &'static str),
+        holder: Option<&TokenFacts>,
+        reason: Option<&str>,
+    ) {
+        let request = session.req_header();
+        let agent = request.headers.get(USER_AGENT).map(|agent| {
+            let agent = String::from_utf8_lossy(agent.as_bytes());
+            agent.chars().take(LONGEST_AGENT).collect::<String>()
+        });
+        let family = holder.and_then(|facts| facts.family.as_ref());
+        self.logger.audit(&Incident {
+            event: Event { name, severity },
+            request_id: ctx.request_id(),
+            user: holder.map(|facts| &*facts.user),
+            client: ctx.client,
+            method: request.method.as_str(),
+            target: target_of(request),
+            more: &[
+                ("userAgent", agent.as_deref()),
+                ("tenantId", holder.map(|facts| &*facts.tenant)),
+                ("family", family.map(|family| family.name())),
+                ("reason", reason),
+            ],
+        });
+    }
+}
+
+fn token(fields: &HeaderMap) -> Option<&str> {
+    std::str::from_utf8(bearer(fields).ok()??).ok()
+}

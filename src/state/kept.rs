@@ -1,0 +1,101 @@
+//! Writes that must come about: while Redis is away they are kept, and done when it is back.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use redis::Cmd;
+use tokio::sync::Notify;
+
+use super::client::Redis;
+
+/// The writes that Redis has not heard of yet.
+pub struct Kept {
+    redis: Arc<Redis>,
+    writes: Mutex<VecDeque<Write>>,
+    more: Notify,
+}
+
+struct Write {
+    command: Cmd,
+    /// Then what it says is over.
+    until: Instant,
+}
+
+/// The oldest give way. One is about as large as a token.
+const MOST: usize = 50_000;
+
+/// Between two tries. While Redis is away a try costs nothing.
+const AGAIN: Duration = Duration::from_millis(100);
+
+impl Kept {
+    pub fn new(redis: Arc<Redis>) -> Self {
+        Self {
+            redis,
+            writes: Mutex::default(),
+            more: Notify::new(),
+        }
+    }
+
+    /// Writes now, within a command's time, or later. `life`: how long what is written matters.
+    pub async fn write(&self, command: Cmd, life: Duration) {
+        if self.redis.run::<redis::Value>(&command).await.is_ok() {
+            return;
+        }
+        let now = Instant::now();
+        let until = now.checked_add(life).unwrap_or(now);
+        let mut writes = self.writes.lock();
+        if writes.len() >= MOST {
+            writes.pop_front();
+            log::warn!("redis is away for too long: a revocation is not written");
+        }
+        writes.push_back(Write { command, until });
+        drop(writes);
+        self.more.notify_one();
+    }
+
+    async fn settle(&self) {
+        while let Some(write) = self.take() {
+            if write.until <= Instant::now() {
+                continue;
+            }
+            if self
+                .redis
+                .run::<redis::Value>(&write.command)
+                .await
+                .is_err()
+            {
+                // Behind the others: what Redis refuses for itself must not keep them.
+                self.writes.lock().push_back(write);
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+
+    fn take(&self) -> Option<Write> {
+        self.writes.lock().pop_front()
+    }
+}
+
+/// The background task.
+pub struct Settle(pub Arc<Kept>);
+
+#[async_trait]
+impl BackgroundService for Settle {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        loop {
+            tokio::select! {
+                () = self.0.more.notified() => {}
+                _ = shutdown.changed() => return,
+            }
+            tokio::select! {
+                () = self.0.settle() => {}
+                _ = shutdown.changed() => return,
+            }
+        }
+    }
+}
