@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use http::Method;
 use serde::Deserialize;
 
+use super::{METHODS, MethodIndex};
 use crate::admit::auth::AuthRule;
 use crate::admit::auth::refresh::SessionStep;
 use crate::admit::tenancy::VenueRule;
-use crate::config::{self, Bytes};
+use crate::config::{self, Bytes, Problems};
 use crate::forward::deadline::TimeoutConfig;
 use crate::forward::overload::Priority;
 
@@ -62,4 +64,25 @@ pub struct RouteConfig {
     /// Forward `Cookie`.
     #[serde(default)]
     pub cookies: bool,
+}
+
+/// Whether a route may do this to its caller's tokens.
+pub fn check_session(
+    place: &str,
+    session: Option<SessionStep>,
+    auth: AuthRule,
+    methods: &[MethodIndex],
+    problems: &mut Problems,
+) {
+    let only_posts = methods
+        .iter()
+        .all(|method| METHODS[method.0] == Method::POST);
+    let fault = match session {
+        Some(SessionStep::Refresh) if auth != AuthRule::Public || !only_posts => {
+            "`refresh` needs `methods: [POST]` and `auth: public`"
+        }
+        Some(SessionStep::Logout) if auth != AuthRule::Token => "`logout` needs `auth: token`",
+        _ => return,
+    };
+    problems.add(format!("{place}.session"), fault);
 }

@@ -153,7 +153,7 @@ impl RouteConfig {
                 "nobody is identified on a public route",
             );
         }
-        check_session(place, session, auth, &methods, problems);
+        config::check_session(place, session, auth, &methods, problems);
         let owner = match owner.as_deref() {
             None => Owner::Unknown,
             Some("service") => Owner::Service,
@@ -274,26 +274,6 @@ fn compile_methods<'a>(
     methods.sort_unstable_by_key(|m| m.0);
     methods.dedup();
     methods
-}
-
-fn check_session(
-    place: &str,
-    session: Option<SessionStep>,
-    auth: AuthRule,
-    methods: &[MethodIndex],
-    problems: &mut Problems,
-) {
-    let only_posts = methods
-        .iter()
-        .all(|method| METHODS[method.0] == Method::POST);
-    let fault = match session {
-        Some(SessionStep::Refresh) if auth != AuthRule::Public || !only_posts => {
-            "`refresh` needs `methods: [POST]` and `auth: public`"
-        }
-        Some(SessionStep::Logout) if auth != AuthRule::Token => "`logout` needs `auth: token`",
-        _ => return,
-    };
-    problems.add(format!("{place}.session"), fault);
 }
 
 /// The table places of a method's name; `*` is every method but OPTIONS, and GET brings HEAD.

@@ -24,6 +24,9 @@ mod auth;
 mod jwks;
 mod key_cli;
 mod permissions;
+
+mod logout;
+mod refresh;
 mod revocation;
 
 mod limits;

@@ -159,6 +159,168 @@ fn a_revoked_token_cannot_be_spelled_anew() {
 }
 
 #[test]
+fn the_documented_command_is_in_force_in_three_processes_within_100_ms() {
+    let redis = Redis::start();
+    let backend = Upstream::start();
+    let gateways: [Gateway; 3] = std::array::from_fn(|_| {
+        let gateway = Gateway::with(&yaml(&backend))
+            .env("REDIS_HOST", redis.addr().ip())
+            .env("REDIS_PORT", redis.port());
+        gateway.start()
+    });
+    for gateway in &gateways {
+        wait_until("redis is followed", || {
+            ready(gateway)["checks"]["redis"] == "ok"
+        });
+    }
+    let mut took: Vec<Duration> = Vec::new();
+    for round in 0..15 {
+        let token = user(&format!("u{round}"));
+        let request = Request::get("/").bearer(&token);
+        let mut connections = gateways.each_ref().map(|gateway| {
+            let mut connection = Client::to(gateway.addr()).connect();
+            assert_eq!(connection.request(&request).status, 200);
+            connection
+        });
+        let key = format!("session:blacklist:{token}");
+        assert_eq!(redis.command(&["SET", &key, "1", "EX", "60"]), "OK");
+        let written = Instant::now();
+        for connection in &mut connections {
+            let refused = within(AT_ONCE, || {
+                (connection.request(&request).status == 401).then_some(())
+            });
+            assert!(refused.is_some(), "never");
+        }
+        took.push(written.elapsed());
+    }
+    took.sort();
+    println!("from the SET's answer to the refusal by all three: {took:?}");
+    let (median, worst) = (took[took.len() / 2], took[took.len() - 1]);
+    assert!(median <= Duration::from_millis(100), "{took:?}");
+    assert!(worst <= Duration::from_millis(250), "{took:?}");
+}
+
+#[test]
+fn what_revokes_a_token_cuts_its_open_streams_in_every_process() {
+    let redis = Redis::start();
+    let (fleet, gateways) = streaming::<2>(&redis);
+    let in_an_hour = (unix_now() + 3600).to_string();
+    let tokens: [String; 5] = std::array::from_fn(|n| {
+        Token::user(&format!("u{n}"))
+            .tenant(&format!("t{n}"))
+            .claim("jti", format!("j{n}"))
+            .claim("family", format!("f{n}"))
+            .hs256()
+    });
+    let keys = [
+        (format!("session:blacklist:{}", tokens[0]), "1"),
+        ("session:revoked:jti:j1".to_owned(), "1"),
+        ("session:revoked:user:u2".to_owned(), &in_an_hour),
+        ("session:revoked:tenant:t3".to_owned(), &in_an_hour),
+        ("session:revoked:family:f4".to_owned(), "1"),
+    ];
+    let mut took = Vec::new();
+    for (n, (key, value)) in keys.iter().enumerate() {
+        let token = &tokens[n];
+        for target in [
+            "/idle/quiet",
+            "/idle/flowing",
+            "/events/quiet",
+            "/idle/to-the-end",
+        ] {
+            let id = |i: usize| format!("{n}-{i}-{}", target.replace('/', "-"));
+            let mut victims: Vec<Connection> = gateways
+                .iter()
+                .enumerate()
+                .map(|(i, gateway)| open_stream(gateway, target, token, &id(i)))
+                .collect();
+            let mut bystander = open_stream(&gateways[0], target, &token::customer(), "stays");
+            redis.command(&["SET", key, value]);
+            let written = Instant::now();
+            for victim in &mut victims {
+                assert!(victim.is_closed(), "{key} {target}");
+                took.push(written.elapsed());
+                let received = victim.read_to_end();
+                assert!(!received.ends_with(b"0\r\n\r\n"), "it ends as if whole");
+            }
+            assert!(bystander.stays_open(), "{key} {target}: somebody else's");
+            for (i, gateway) in gateways.iter().enumerate() {
+                let line = gateway.access_line(&id(i));
+                let why = line["err"].as_str().unwrap_or_default();
+                assert!(why.contains("the caller's token was revoked"), "{line}");
+                assert_eq!(line["statusCode"], 200, "{line}");
+            }
+            drop(bystander);
+            redis.command(&["DEL", key]);
+            wait_status("it is good again", &gateways[0], token, 200);
+            wait_status("it is good again", &gateways[1], token, 200);
+        }
+    }
+    wait_until("the upstream's connections are cut", || {
+        fleet.open_connections() <= 2
+    });
+    took.sort();
+    println!("from the SET's answer to the cut: {took:?}");
+    let (median, worst) = (took[took.len() / 2], took[took.len() - 1]);
+    assert!(median <= Duration::from_millis(100), "{took:?}");
+    assert!(worst <= Duration::from_millis(400), "{took:?}");
+    let ejected = gateways[0].metric(r#"upstream_ejections_total{service="s"}"#);
+    assert_eq!(ejected, 0.0, "no instance is to blame");
+}
+
+#[test]
+fn a_stream_is_cut_by_what_was_written_while_redis_could_not_be_heard() {
+    let mut redis = Redis::start();
+    let (_fleet, [gateway]) = streaming(&redis);
+    let token = user("u1");
+    let mut victim = open_stream(&gateway, "/idle/quiet", &token, "victim");
+    redis.kill();
+    wait_until("/ready says so", || {
+        ready(&gateway)["checks"]["redis"] == "degraded"
+    });
+    assert!(victim.stays_open());
+    redis.restart();
+    redis.command(&["SET", &format!("session:blacklist:{token}"), "1"]);
+    assert!(victim.is_closed(), "the full read found it");
+}
+
+#[test]
+fn a_connection_whose_stream_has_ended_is_not_cut_for_its_next_request() {
+    let redis = Redis::start();
+    let (_fleet, [gateway]) = streaming(&redis);
+    let (streams, goes_on) = (user("u1"), user("u2"));
+    let mut connection = Client::to(gateway.addr()).connect();
+    let short = Request::get("/idle/short").bearer(&streams);
+    assert_eq!(connection.request(&short).status, 200);
+    connection.send(
+        &Request::get("/idle/quiet")
+            .bearer(&goes_on)
+            .header("X-Request-ID", "goes-on")
+            .bytes(),
+    );
+    assert!(connection.read_up_to(12).starts_with(b"HTTP/1.1 200"));
+    redis.command(&["SET", &format!("session:blacklist:{streams}"), "1"]);
+    wait_status("the first one's", &gateway, &streams, 401);
+    assert!(connection.stays_open(), "it is another's stream by now");
+    redis.command(&["SET", &format!("session:blacklist:{goes_on}"), "1"]);
+    assert!(connection.is_closed());
+}
+
+#[test]
+fn answers_that_do_not_stream_are_finished() {
+    let redis = Redis::start();
+    let (_fleet, [gateway]) = streaming(&redis);
+    let token = user("u1");
+    let mut connection = Client::to(gateway.addr()).connect();
+    connection.send(&Request::get("/s/slow").bearer(&token).bytes());
+    assert!(connection.read_up_to(12).starts_with(b"HTTP/1.1 200"));
+    redis.command(&["SET", &format!("session:blacklist:{token}"), "1"]);
+    wait_status("revoked", &gateway, &token, 401);
+    let rest = connection.read_to_end_of_chunks();
+    assert!(rest.ends_with(b"0\r\n\r\n"), "it is whole");
+}
+
+#[test]
 fn while_redis_is_away_the_last_known_set_holds_and_nothing_else_changes() {
     let mut redis = Redis::start();
     let (_backend, gateway) = start(&redis);
@@ -356,6 +518,68 @@ fn start_with(
     (backend, change(gateway).start())
 }
 
+/// Gateways in front of a service that streams: by its route under `/idle`, by its type under `/events`.
+#[track_caller]
+fn streaming<const N: usize>(redis: &Redis) -> (Fleet, [Gateway; N]) {
+    let fleet = Fleet::of(1);
+    fleet.set(|_, request| {
+        let head = |fields| format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n");
+        let chunked = head("Transfer-Encoding: chunked");
+        let events =
+            head("Content-Type: Text/Event-Stream; charset=utf-8\r\nTransfer-Encoding: chunked");
+        let piece = || "9\r\ndata: x\n\n\r\n".to_owned();
+        let every = Duration::from_millis(30);
+        match request.path() {
+            "/idle/quiet" => Reply::raw(chunked + &piece()).then_hang(),
+            "/events/quiet" => Reply::raw(events + &piece()).then_hang(),
+            "/idle/to-the-end" => Reply::raw(head("Connection: close") + "data").then_hang(),
+            "/idle/flowing" => {
+                let pieces = std::iter::repeat_with(piece).take(1000);
+                Reply::paced(std::iter::once(chunked).chain(pieces), every).then_hang()
+            }
+            "/s/slow" => {
+                let pieces = std::iter::repeat_with(piece).take(20);
+                let end = std::iter::once("0\r\n\r\n".to_owned());
+                Reply::paced(std::iter::once(chunked).chain(pieces).chain(end), every)
+            }
+            _ => Reply::status(200).body("short"),
+        }
+    });
+    let conf = fleet
+        .conf()
+        .route("auth", "token")
+        .and_route("{ path: /idle/*, service: s, auth: token, idle_timeout: 60s }")
+        .and_route("{ path: /events/*, service: s, auth: token, timeout: 60s }")
+        .and_route("{ path: /, service: s, auth: token }");
+    let gateways = std::array::from_fn(|_| {
+        let gateway = conf.gateway();
+        let gateway = gateway.env("REDIS_HOST", redis.addr().ip());
+        gateway.env("REDIS_PORT", redis.port()).start()
+    });
+    for gateway in &gateways {
+        wait_until("redis is followed", || {
+            ready(gateway)["checks"]["redis"] == "ok"
+        });
+    }
+    (fleet, gateways)
+}
+
+/// A stream whose head and first piece have come.
+#[track_caller]
+fn open_stream(gateway: &Gateway, target: &str, token: &str, id: &str) -> Connection {
+    let mut connection = Client::to(gateway.addr()).connect();
+    let request = Request::get(target).bearer(token);
+    connection.send(&request.header("X-Request-ID", id).bytes());
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("data") {
+        let byte = connection.read_up_to(1);
+        assert!(!byte.is_empty(), "{}", String::from_utf8_lossy(&seen));
+        seen.extend(byte);
+    }
+    assert!(seen.starts_with(b"HTTP/1.1 200"));
+    connection
+}
+
 fn yaml(backend: &Upstream) -> String {
     format!(
         r#"
@@ -376,7 +600,7 @@ fn with_twin_signature(token: &str) -> String {
         0x25, 0x51,
     ];
     let (message, signature) = token.rsplit_once('.').unwrap();
-    let mut signature = from_base64url(signature);
+    let mut signature = token::from_base64url(signature);
     let mut borrow = 0;
     for (s, n) in signature[32..].iter_mut().zip(ORDER).rev() {
         let difference = i16::from(n) - i16::from(*s) - borrow;
@@ -384,21 +608,4 @@ fn with_twin_signature(token: &str) -> String {
         *s = difference.rem_euclid(256) as u8;
     }
     format!("{message}.{}", token::base64url(signature))
-}
-
-fn from_base64url(text: &str) -> Vec<u8> {
-    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut bytes = Vec::new();
-    let (mut bits, mut held) = (0u32, 0);
-    for digit in text.bytes() {
-        let value = ALPHABET.iter().position(|other| *other == digit).unwrap();
-        bits = bits << 6 | value as u32;
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            bytes.push((bits >> held) as u8);
-            bits &= (1 << held) - 1;
-        }
-    }
-    bytes
 }
