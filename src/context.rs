@@ -7,6 +7,7 @@ use std::time::Instant;
 use http::{HeaderMap, HeaderValue};
 
 use crate::admit::auth::Caller;
+use crate::admit::auth::refresh::SessionStep;
 use crate::admit::cors::Origin;
 use crate::admit::limits::{Standing, Who};
 use crate::admit::lookup::Behalf;
@@ -134,6 +135,11 @@ impl Ctx {
             trace: self.trace.as_ref(),
             deadline: self.deadline.ok_or(Refusal::Internal)?,
         })
+    }
+
+    pub fn is_logout(&self) -> bool {
+        let route = self.route.as_ref();
+        route.is_some_and(|route| route.session == Some(SessionStep::Logout))
     }
 
     pub fn is_webhook(&self) -> bool {

@@ -260,7 +260,10 @@ impl ProxyHttp for Gateway {
         }
         // A client that does not take its answer does not keep the backend for longer than one that does.
         session.set_write_timeout(Some(patience));
-        self.follow_caller(session, response, ctx).await;
+        if ctx.is_logout() && response.status.is_success() {
+            Box::pin(self.log_out(session, ctx)).await;
+        }
+        self.watch_stream(session, response, ctx);
         Ok(())
     }
 

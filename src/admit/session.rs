@@ -1,5 +1,5 @@
 //! The two routes that are about a caller's tokens themselves: new ones, and none any more. Each leaves an audit line; no
-//! token stands in it.
+//! token stands in it. And what is open for a caller whose token ends.
 
 use http::header::USER_AGENT;
 use http::{HeaderMap, StatusCode};
@@ -8,7 +8,7 @@ use pingora_proxy::Session;
 
 use super::{Admitted, body};
 use crate::admit::auth::bearer;
-use crate::admit::auth::refresh::{self, Reason, Refresh, Refreshed, SessionStep};
+use crate::admit::auth::refresh::{self, Reason, Refresh, Refreshed};
 use crate::connection::streams::is_stream;
 use crate::context::Ctx;
 use crate::gateway::Gateway;
@@ -31,12 +31,12 @@ impl Gateway {
         session: &mut Session,
         ctx: &Ctx,
     ) -> Result<Admitted, Refusal> {
-        refresh::check_fields(&session.req_header().headers)?; // 400
-        let body = body::read(session, ctx, refresh::LARGEST).await?; // 408, 413
-        let token = refresh::token_of(&body)?; // 400
         self.auth
             .may_fail(ctx.client, ctx.start)
             .inspect_err(|_| self.rate_limited("authentication"))?; // 429
+        refresh::check_fields(&session.req_header().headers)?; // 400
+        let body = body::read(session, ctx, refresh::LARGEST).await?; // 408, 413
+        let token = refresh::token_of(&body)?; // 400
         let Refreshed { holder, outcome } = refresh.refresh(&token).await;
         let reason = outcome.as_ref().err().map(|reason| reason.name());
         let event = match &outcome {
@@ -60,41 +60,37 @@ impl Gateway {
         }
     }
 
-    /// The head of an answer has come. A logout that auth-service has granted takes effect before its client hears of it,
-    /// and an answer that streams can be cut from now on.
-    pub async fn follow_caller(&self, session: &Session, response: &ResponseHeader, ctx: &mut Ctx) {
-        let (Some(route), Some(caller)) = (&ctx.route, &ctx.caller) else {
+    /// auth-service has let the caller go: that takes effect before the client hears of it.
+    pub async fn log_out(&self, session: &Session, ctx: &Ctx) {
+        let token = token(&session.req_header().headers).map(str::to_owned);
+        let (Some(caller), Some(token)) = (ctx.caller.clone(), token) else {
             return;
         };
-        let is_logout = route.session == Some(SessionStep::Logout) && response.status.is_success();
-        let streams = is_stream(route.idle_timeout, &response.headers);
-        if !is_logout && !streams {
-            return;
+        let (logout, bearer) = (self.auth.logout.clone(), caller.clone());
+        // By itself: a client that goes away meanwhile does not take it back.
+        let revoked = tokio::spawn(async move {
+            if let Some(facts) = &bearer.token {
+                logout.revoke(&token, facts).await;
+            }
+        });
+        if let Err(e) = revoked.await {
+            log::error!("a logout was not finished: {e}");
         }
-        let (Some(facts), Some(token)) = (&caller.token, token(&session.req_header().headers))
+        let event = ("logout", "low");
+        self.audit_tokens(session, ctx, event, caller.token.as_ref(), None);
+    }
+
+    /// The head of an answer has come: if it streams, it is cut from now on when its caller is revoked.
+    pub fn watch_stream(&self, session: &Session, answer: &ResponseHeader, ctx: &mut Ctx) {
+        let (Some(route), Some(caller), Some(exchange)) = (&ctx.route, &ctx.caller, &ctx.exchange)
         else {
             return;
         };
-        if is_logout {
-            let (logout, caller, token) =
-                (self.auth.logout.clone(), caller.clone(), token.to_owned());
-            // By itself: a client that goes away meanwhile does not take it back.
-            let revoked = tokio::spawn(async move {
-                if let Some(facts) = &caller.token {
-                    logout.revoke(&token, facts).await;
-                }
-            });
-            if let Err(e) = revoked.await {
-                log::error!("a logout was not finished: {e}");
-            }
-            self.audit_tokens(session, ctx, ("logout", "low"), Some(facts), None);
-        }
-        if streams && let Some(exchange) = &ctx.exchange {
-            let watch = self
-                .auth
-                .streams
-                .watch(token.as_bytes(), caller, exchange.cut());
-            ctx.watch = Some(watch);
+        if is_stream(route.idle_timeout, &answer.headers)
+            && let Some(token) = token(&session.req_header().headers)
+        {
+            let streams = &self.auth.streams;
+            ctx.watch = Some(streams.watch(token.as_bytes(), caller, exchange.cut()));
         }
     }
 
