@@ -176,6 +176,35 @@ fn without_redis_a_logout_holds_in_its_process() {
 }
 
 #[test]
+fn a_logout_cuts_what_is_open_for_its_token_and_its_family() {
+    let redis = Redis::start();
+    let (shared_backend, [a, b]) = start(&redis, PATIENT);
+    let lone_backend = Upstream::start();
+    let alone = Gateway::with(&yaml(&lone_backend, ""))
+        .env("JWT_REFRESH_SECRET", REFRESH_SECRET)
+        .start();
+    for (backend, here, there) in [(&shared_backend, &a, &b), (&lone_backend, &alone, &alone)] {
+        backend.set(|request| match request.path() {
+            "/events" => Reply::raw(
+                "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n",
+            )
+            .then_hang(),
+            _ => Reply::status(200),
+        });
+        let (access, refresh_token) = login(here, "u1");
+        let later = refresh(here, &refresh_token);
+        let mut streams = [(here, &access), (there, &access), (there, &later.0)]
+            .map(|(gateway, token)| open_stream(gateway, token));
+        let mut other = open_stream(here, &login(here, "u1").0);
+        assert_eq!(logout(&access).send_to(here.addr()).status, 200);
+        for stream in &mut streams {
+            assert!(stream.is_closed());
+        }
+        assert!(other.stays_open(), "another login");
+    }
+}
+
+#[test]
 fn the_platforms_logout_is_one() {
     let backend = Upstream::start();
     let gateway = Gateway::platform_unchecked()
@@ -191,6 +220,15 @@ fn the_platforms_logout_is_one() {
     let logout = Request::post("/api/v1/auth/logout").bearer(&token);
     assert_eq!(logout.send_to(gateway.addr()).status, 200);
     assert_eq!(me().status, 401);
+}
+
+/// A stream whose head has come.
+#[track_caller]
+fn open_stream(gateway: &Gateway, token: &str) -> Connection {
+    let mut connection = Client::to(gateway.addr()).connect();
+    connection.send(&Request::get("/events").bearer(token).bytes());
+    assert_eq!(connection.read_up_to(12), b"HTTP/1.1 200");
+    connection
 }
 
 fn now() -> i64 {

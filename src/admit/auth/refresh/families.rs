@@ -4,7 +4,6 @@
 //! With Redis this is decided there, in one call. Without, in this process, which forgets it when it ends: then its tokens
 //! are refused.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use parking_lot::Mutex;
 use pingora_timeout::timeout;
 use redis::Cmd;
 
+use super::memory::Memory;
 use crate::admit::auth::keys::LEEWAY;
 use crate::admit::auth::token::unix_now;
 use crate::state::{Away, Family, Kept, Redis, Revoked};
@@ -56,19 +56,6 @@ enum Store {
     Memory(Mutex<Memory>),
 }
 
-#[derive(Default)]
-struct Memory {
-    records: HashMap<Family, Record, ahash::RandomState>,
-    swept: Option<Instant>,
-}
-
-struct Record {
-    /// `None`: the family has ended.
-    current: Option<Box<str>>,
-    /// Unix seconds.
-    until: i64,
-}
-
 const ROTATE: &str = include_str!("rotate.lua");
 const KILL: &str = include_str!("kill.lua");
 
@@ -78,9 +65,6 @@ const CLOCK: &str = "return redis.call('TIME')";
 /// Families that a process without Redis knows. When there are more no family begins, rather than one being forgotten.
 const MOST: usize = 1_000_000;
 
-/// A full memory is looked through for what has ended so often.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
-
 impl Families {
     pub fn new(lives: Lives, redis: Option<Arc<Redis>>, revoked: Arc<Revoked>) -> Self {
         let store = match redis {
@@ -88,7 +72,7 @@ impl Families {
                 kept: Arc::new(Kept::new(redis.clone())),
                 redis,
             },
-            None => Store::Memory(Mutex::default()),
+            None => Store::Memory(Mutex::new(Memory::new(MOST))),
         };
         Self {
             lives,
@@ -215,107 +199,4 @@ fn script(text: &str, family: &Family) -> Cmd {
 fn with_leeway(life: Duration) -> Duration {
     const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
     life.min(LONGEST) + Duration::from_secs(LEEWAY + 1)
-}
-
-// === impl Memory ===
-
-impl Memory {
-    /// The same as rotate.lua.
-    fn rotate(&mut self, token: &Presented<'_>, next: &str, until: i64) -> Result<Verdict, Away> {
-        let now = unix_now();
-        let successor = Some(next.into());
-        let Some(record) = self.records.get_mut(token.family).filter(|r| r.until > now) else {
-            if token.id.is_some() {
-                return Ok(Verdict::Unknown);
-            }
-            self.make_room(now)?;
-            let current = successor;
-            self.records
-                .insert(token.family.clone(), Record { current, until });
-            return Ok(Verdict::Rotated);
-        };
-        let Some(current) = &record.current else {
-            return Ok(Verdict::Dead);
-        };
-        let is_current = token.id == Some(&**current);
-        record.current = successor.filter(|_| is_current);
-        record.until = record.until.max(until);
-        match is_current {
-            true => Ok(Verdict::Rotated),
-            false => Ok(Verdict::Reused),
-        }
-    }
-
-    fn end(&mut self, family: &Family, until: i64) {
-        let until = self
-            .records
-            .get(family)
-            .map_or(until, |r| r.until.max(until));
-        // What does not fit is unknown, and so are its tokens; but one that no gateway minted may begin it anew.
-        if self.records.contains_key(family) || self.make_room(unix_now()).is_ok() {
-            let current = None;
-            self.records
-                .insert(family.clone(), Record { current, until });
-        }
-    }
-
-    fn make_room(&mut self, now: i64) -> Result<(), Away> {
-        let swept = self.swept.is_some_and(|at| at.elapsed() < SWEEP_EVERY);
-        if self.records.len() >= MOST && !swept {
-            self.records.retain(|_, record| record.until > now);
-            self.swept = Some(Instant::now());
-        }
-        match self.records.len() < MOST {
-            true => Ok(()),
-            false => Err(Away),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn memory() -> (Memory, Family, i64) {
-        let family = Family::named("f1").unwrap();
-        (Memory::default(), family, unix_now() + 100)
-    }
-
-    fn token<'a>(family: &'a Family, id: Option<&'a str>) -> Presented<'a> {
-        let expires = unix_now() + 100;
-        Presented {
-            family,
-            id,
-            expires,
-        }
-    }
-
-    #[test]
-    fn a_family_goes_from_one_token_to_the_next_and_ends_when_one_comes_again() {
-        let (mut memory, family, until) = memory();
-        let mut rotate = |id, next| memory.rotate(&token(&family, id), next, until);
-        assert_eq!(rotate(Some("a"), "b"), Ok(Verdict::Unknown));
-        assert_eq!(rotate(None, "a"), Ok(Verdict::Rotated));
-        assert_eq!(rotate(Some("a"), "b"), Ok(Verdict::Rotated));
-        assert_eq!(rotate(Some("a"), "c"), Ok(Verdict::Reused));
-        assert_eq!(rotate(Some("b"), "c"), Ok(Verdict::Dead));
-        assert_eq!(rotate(None, "c"), Ok(Verdict::Dead));
-    }
-
-    #[test]
-    fn the_first_token_begins_a_family_once() {
-        let (mut memory, family, until) = memory();
-        let mut rotate = |id, next| memory.rotate(&token(&family, id), next, until);
-        assert_eq!(rotate(None, "a"), Ok(Verdict::Rotated));
-        assert_eq!(rotate(None, "b"), Ok(Verdict::Reused));
-        assert_eq!(rotate(Some("a"), "b"), Ok(Verdict::Dead));
-    }
-
-    #[test]
-    fn a_family_that_was_ended_does_not_begin() {
-        let (mut memory, family, until) = memory();
-        memory.end(&family, until);
-        let verdict = memory.rotate(&token(&family, None), "a", until);
-        assert_eq!(verdict, Ok(Verdict::Dead));
-    }
 }

@@ -5,6 +5,7 @@
 
 mod body;
 mod families;
+mod memory;
 mod token;
 
 use std::sync::Arc;
