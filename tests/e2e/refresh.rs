@@ -2,7 +2,10 @@
 
 use crate::support::prelude::*;
 use std::collections::BTreeSet;
-use std::sync::Barrier;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 /// The JWT_REFRESH_SECRET of most gateways here.
@@ -620,6 +623,30 @@ fn a_token_that_a_silent_redis_did_not_answer_for_is_not_used() {
 }
 
 #[test]
+fn a_rotation_that_redis_hears_of_too_late_does_not_happen() {
+    let redis = Redis::start();
+    let wire = SlowWire::to(redis.addr());
+    let backend = Upstream::start();
+    let gateway = Gateway::with(&yaml(&backend, ""))
+        .env("JWT_REFRESH_SECRET", SECRET)
+        .env("REDIS_HOST", wire.addr.ip())
+        .env("REDIS_PORT", wire.addr.port())
+        .start();
+    let first = wait_for_answer(&gateway, &refresh_token("u1").signed_with(SECRET));
+    let first = Pair::of(&first);
+    let record = format!("refresh:{}", first.family());
+    let current = redis.command(&["GET", &record]);
+    wire.is_slow.store(true, SeqCst);
+    assert_unavailable(&post(&first.refresh).send_to(gateway.addr()));
+    wait_until("redis has heard of it", || wire.delayed.load(SeqCst) == 1);
+    wire.is_slow.store(false, SeqCst);
+    redis.command(&["PING"]);
+    assert_eq!(redis.command(&["GET", &record]), current);
+    let response = wait_for_answer(&gateway, &first.refresh);
+    assert_eq!(response.status, 200, "{}", response.text());
+}
+
+#[test]
 fn a_key_of_another_program_ends_nothing_and_begins_nothing() {
     let redis = Redis::start();
     let (_backend, [gateway]) = start(&redis, PATIENT);
@@ -787,6 +814,60 @@ fn no_token_shows_in_the_output() {
 }
 
 const SOON: Duration = Duration::from_secs(5);
+
+/// Lies between a gateway and Redis, and holds rotations back for longer than anybody waits for them.
+struct SlowWire {
+    addr: SocketAddr,
+    is_slow: Arc<AtomicBool>,
+    /// Rotations that were held back, and have arrived.
+    delayed: Arc<AtomicUsize>,
+}
+
+impl SlowWire {
+    #[track_caller]
+    fn to(redis: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let wire = Self {
+            addr: listener.local_addr().unwrap(),
+            is_slow: Arc::default(),
+            delayed: Arc::default(),
+        };
+        let (is_slow, delayed) = (wire.is_slow.clone(), wire.delayed.clone());
+        thread::spawn(move || {
+            for here in listener.incoming().map_while(Result::ok) {
+                let Ok(there) = TcpStream::connect(redis) else {
+                    return;
+                };
+                let (mut answers, mut back) =
+                    (there.try_clone().unwrap(), here.try_clone().unwrap());
+                thread::spawn(move || std::io::copy(&mut answers, &mut back));
+                let (is_slow, delayed) = (is_slow.clone(), delayed.clone());
+                thread::spawn(move || pass_on(here, there, &is_slow, &delayed));
+            }
+        });
+        wire
+    }
+}
+
+fn pass_on(mut here: TcpStream, mut there: TcpStream, is_slow: &AtomicBool, delayed: &AtomicUsize) {
+    let mut buffer = [0; 64 * 1024];
+    while let Ok(count @ 1..) = here.read(&mut buffer) {
+        let piece = &buffer[..count];
+        let is_rotation = String::from_utf8_lossy(piece).contains("return 'rotated'");
+        let is_held = is_rotation && is_slow.load(SeqCst);
+        if is_held {
+            thread::sleep(Duration::from_millis(300));
+        }
+        if there.write_all(piece).is_err() {
+            break;
+        }
+        if is_held {
+            delayed.fetch_add(1, SeqCst);
+        }
+    }
+    // Either may be closed already.
+    let _ = there.shutdown(Shutdown::Write);
+}
 
 /// What a refresh gives.
 struct Pair {
