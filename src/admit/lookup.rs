@@ -221,7 +221,7 @@ impl Lookup<User> {
             venues: Vec::new(),
             active: false,
         };
-        let found = self.cache.get(&key, is_it, async || {
+        let found = self.cache.get(tenant, &key, is_it, async || {
             let path = format!("/internal/users/{}", segment(&caller.id));
             let answer = self.ask(&path, caller, behalf).await?;
             if answer.status == StatusCode::NOT_FOUND {
@@ -263,7 +263,7 @@ impl Lookup<Membership> {
         let is_it = |known: &Membership| {
             *known.user == *caller.id && known.venue == venue && *known.tenant_id == *tenant
         };
-        let found = self.cache.get(&key, is_it, async || {
+        let found = self.cache.get(tenant, &key, is_it, async || {
             let path = format!(
                 "/internal/venues/{}/members/{}",
                 segment(venue),

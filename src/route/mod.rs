@@ -18,7 +18,7 @@ use crate::admit::auth::refresh::SessionStep;
 use crate::admit::limits::{GLOBAL, Limits, MAX_RULES, Rule, Who};
 use crate::admit::permissions::{Owner, Required, Roles, is_permission};
 use crate::admit::size::BodyLimit;
-use crate::admit::tenancy::{PathVenues, VenueRule, X_VENUE_ID, is_venue_field};
+use crate::admit::tenancy::{PathVenues, VenueRule};
 use crate::config::Problems;
 use crate::forward::deadline::Timeouts;
 use crate::forward::overload::{Baseline, Priority};
@@ -51,8 +51,6 @@ pub struct Route {
     pub limits: Vec<Arc<Rule>>,
     pub forward_headers: Vec<HeaderName>,
     pub venues: VenueRule,
-    /// The header fields that name one.
-    pub venue_fields: Vec<HeaderName>,
     venue_steps: Steps,
     pub metrics: RouteMetrics,
 }
@@ -230,9 +228,6 @@ impl RouteConfig {
             body: body_limit.map_or(parts.body, |bytes| BodyLimit(bytes.0)),
             limits,
             venues,
-            venue_fields: std::iter::once(X_VENUE_ID)
-                .chain(headers.iter().filter(|name| is_venue_field(name)).cloned())
-                .collect(),
             venue_steps,
             forward_headers: headers,
         };

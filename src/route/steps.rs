@@ -1,7 +1,7 @@
 //! Where a path names venues: behind a segment that announces one, in what the route leaves open.
 
 use super::tree::Captures;
-use crate::admit::tenancy::{PathVenues, announces_venue};
+use crate::admit::tenancy::{PathVenues, announces_tenant, announces_venue};
 
 /// The segments of a route's path, and of its target where that differs.
 pub struct Steps {
@@ -9,33 +9,44 @@ pub struct Steps {
 }
 
 enum Step {
-    /// As the configuration has it: it names nothing, but may announce a venue.
-    Literal {
-        announces: bool,
-    },
-    /// A parameter, by its place; its own name may say that it is a venue.
-    Parameter {
-        place: usize,
-        is_venue: bool,
-    },
+    /// As the configuration has it: it names nothing, but may announce something.
+    Literal(Announced),
+    /// A parameter, by its place; its own name may say what it is.
+    Parameter(usize, Announced),
     Rest,
 }
+
+/// What a segment says that the next one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Announced {
+    Nothing,
+    Venue,
+    Tenant,
+}
+
+impl Announced {
+    fn by(segment: &str) -> Self {
+        match segment {
+            segment if announces_venue(segment) => Self::Venue,
+            segment if announces_tenant(segment) => Self::Tenant,
+            _ => Self::Nothing,
+        }
+    }
+}
+
+// === impl Steps ===
 
 impl Steps {
     pub fn compile(path: &str, target: Option<&str>) -> Self {
         let parameters: Vec<&str> = path.split('/').filter(|s| s.starts_with('{')).collect();
+        let place = |parameter: &str| parameters.iter().position(|p| *p == parameter);
         let step = |segment: &str| match segment {
             "*" => Step::Rest,
-            parameter if parameter.starts_with('{') => Step::Parameter {
-                place: parameters
-                    .iter()
-                    .position(|p| *p == parameter)
-                    .unwrap_or_default(),
-                is_venue: announces_venue(parameter),
-            },
-            literal => Step::Literal {
-                announces: announces_venue(literal),
-            },
+            parameter if parameter.starts_with('{') => Step::Parameter(
+                place(parameter).unwrap_or_default(),
+                Announced::by(parameter),
+            ),
+            literal => Step::Literal(Announced::by(literal)),
         };
         let steps = |path: &str| path.split('/').skip(1).map(step).collect();
         let target = target.filter(|target| *target != path);
@@ -49,13 +60,15 @@ impl Steps {
         for steps in &self.paths {
             let mut walk = Walk {
                 found: &mut found,
-                announced: false,
+                announced: Announced::Nothing,
             };
             for step in steps {
                 match step {
-                    Step::Literal { announces } => walk.announced = *announces,
-                    Step::Parameter { place, is_venue } => {
-                        walk.announced |= is_venue;
+                    Step::Literal(announced) => walk.pass(*announced),
+                    Step::Parameter(place, own) => {
+                        if *own != Announced::Nothing {
+                            walk.announced = *own;
+                        }
                         walk.step(captures.parameter(*place).unwrap_or_default());
                     }
                     Step::Rest => captures
@@ -64,8 +77,7 @@ impl Steps {
                         .for_each(|segment| walk.step(segment)),
                 }
             }
-            let is_collection = walk.announced;
-            found.is_collection |= is_collection;
+            walk.pass(Announced::Nothing);
         }
         found
     }
@@ -73,20 +85,29 @@ impl Steps {
 
 struct Walk<'a> {
     found: &'a mut PathVenues,
-    /// The last segment said that a venue follows.
-    announced: bool,
+    /// By the last segment.
+    announced: Announced,
 }
 
 impl Walk<'_> {
+    /// A segment that the configuration chose, or the end. What was announced is none in particular.
+    fn pass(&mut self, announced: Announced) {
+        self.found.is_collection |= self.announced == Announced::Venue;
+        self.announced = announced;
+    }
+
     /// A segment that the client chose.
     fn step(&mut self, segment: &str) {
         if segment.is_empty() {
             return;
         }
-        if std::mem::replace(&mut self.announced, announces_venue(segment)) {
-            self.found.venues.push(segment.into());
-        } else if segment.contains(['(', '=', ':', '%']) {
-            self.found.odd.push(segment.into());
+        match std::mem::replace(&mut self.announced, Announced::by(segment)) {
+            Announced::Venue => self.found.venues.push(segment.into()),
+            Announced::Tenant => self.found.tenants.push(segment.into()),
+            Announced::Nothing if segment.contains(['(', '=', ':', '%']) => {
+                self.found.odd.push(segment.into());
+            }
+            Announced::Nothing => {}
         }
     }
 }
@@ -113,7 +134,8 @@ mod tests {
             ("/api/v1/venues/*", "/api/v1/venues/", " +"),
             ("/api/v1/venues/*", "/api/v1/venues/v1", "v1"),
             ("/api/v1/venues/*", "/api/v1/venues/v1/events/e1", "v1"),
-            ("/api/v1/venues/search", "/api/v1/venues/search", ""),
+            ("/api/v1/venues/search", "/api/v1/venues/search", " +"),
+            ("/x/*", "/x/%2576enues/v1", "v1"),
             ("/api/v1/events/*", "/api/v1/events/e1", ""),
             ("/api/v1/events/*", "/api/v1/events/Venues/v1/x", "v1"),
             ("/api/v1/events/*", "/api/v1/events/e1/venues", " +"),

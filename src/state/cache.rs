@@ -33,8 +33,9 @@ pub fn memory<K: Eq + Hash, T: Clone>(capacity: usize) -> Memory<K, T> {
 pub struct Cache<T> {
     memory: Memory<String, Entry<T>>,
     redis: Option<Arc<Redis>>,
-    /// Rises when anything is forgotten.
-    generation: AtomicU64,
+    /// Each rises when one of its keys is forgotten.
+    generations: Box<[AtomicU64]>,
+    hasher: ahash::RandomState,
     lookups: Lookups,
 }
 
@@ -64,6 +65,12 @@ struct Stored<T> {
     known: T,
 }
 
+/// So many that a change of one key seldom looks like one of another.
+const GENERATIONS: usize = 1024;
+
+/// No owner has it in its name.
+const BETWEEN: char = '\n';
+
 /// That it cannot be found out is remembered for those who are waiting already.
 const LIFE_OF_UNKNOWN: Duration = Duration::from_millis(200);
 
@@ -75,27 +82,30 @@ impl<T: Serialize + DeserializeOwned + Send + Sync> Cache<T> {
         Self {
             memory: memory(capacity),
             redis,
-            generation: AtomicU64::new(0),
+            generations: (0..GENERATIONS).map(|_| AtomicU64::new(0)).collect(),
+            hasher: ahash::RandomState::new(),
             lookups,
         }
     }
 
     /// What stands under `key`, if `is_it`: two things may have one name. Else what `ask` finds out, and for how long that
-    /// may be remembered.
+    /// may be remembered. What is `owner`'s disturbs nobody else.
     ///
     /// # Errors
     /// When it cannot be found out.
     pub async fn get(
         &self,
+        owner: &str,
         key: &str,
         is_it: impl Fn(&T) -> bool,
         ask: impl AsyncFnOnce() -> Result<(T, Duration), Unknown>,
     ) -> Result<Arc<T>, Unknown> {
+        let place = format!("{owner}{BETWEEN}{key}");
         for _ in 0..PATIENCE {
             let fresh = |entry: &Entry<T>| {
                 entry.until > Instant::now() && entry.outcome.as_deref().is_ok_and(&is_it)
             };
-            match self.memory.get_value_or_guard_async(key).await {
+            match self.memory.get_value_or_guard_async(place.as_str()).await {
                 Ok(entry) if fresh(&entry) => {
                     self.lookups.memory.inc();
                     return entry.outcome;
@@ -103,12 +113,12 @@ impl<T: Serialize + DeserializeOwned + Send + Sync> Cache<T> {
                 Ok(entry) if entry.outcome.is_err() && entry.until > Instant::now() => {
                     return Err(Unknown);
                 }
-                Ok(_) => drop(self.memory.remove_if(key, |entry| !fresh(entry))),
+                Ok(_) => drop(self.memory.remove_if(place.as_str(), |entry| !fresh(entry))),
                 Err(guard) => {
-                    let generation = self.generation.load(Ordering::SeqCst);
+                    let generation = self.generation(key).load(Ordering::SeqCst);
                     let entry = self.find(key, &is_it, ask, generation).await;
                     let outcome = entry.outcome.clone();
-                    if self.generation.load(Ordering::SeqCst) == generation {
+                    if self.generation(key).load(Ordering::SeqCst) == generation {
                         let _ = guard.insert(entry);
                     }
                     return outcome;
@@ -169,7 +179,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync> Cache<T> {
         set.arg(key).arg(text).arg("EX").arg(life.as_secs().max(1));
         let stored: Result<(), _> = redis.run(&set).await;
         // Who forgot it meanwhile came before us.
-        if stored.is_ok() && self.generation.load(Ordering::SeqCst) != generation {
+        if stored.is_ok() && self.generation(key).load(Ordering::SeqCst) != generation {
             let _: Result<(), _> = redis.run(redis::cmd("DEL").arg(key)).await;
         }
     }
@@ -178,16 +188,29 @@ impl<T: Serialize + DeserializeOwned + Send + Sync> Cache<T> {
 /// No answer is remembered for longer.
 pub const LONGEST_LIFE: Duration = Duration::from_secs(86_400);
 
+impl<T> Cache<T> {
+    /// That of a key, and of some others.
+    fn generation(&self, key: impl AsRef<[u8]>) -> &AtomicU64 {
+        let hash = self.hasher.hash_one(key.as_ref());
+        &self.generations[hash as usize % GENERATIONS]
+    }
+}
+
 impl<T: Send + Sync> Remembers for Cache<T> {
     fn forget(&self, key: &[u8]) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
-        if let Ok(key) = std::str::from_utf8(key) {
-            self.memory.remove(key);
-        }
+        self.generation(key).fetch_add(1, Ordering::SeqCst);
+        // Whoever's it is.
+        let is_other = |place: &String| match place.split_once(BETWEEN) {
+            Some((_, known)) => known.as_bytes() != key,
+            None => false,
+        };
+        self.memory.retain(|place, _| is_other(place));
     }
 
     fn forget_all(&self) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
+        for generation in &self.generations {
+            generation.fetch_add(1, Ordering::SeqCst);
+        }
         self.memory.clear();
     }
 }

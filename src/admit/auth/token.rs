@@ -54,8 +54,7 @@ struct Claims {
     sub: Option<String>,
     id: Option<String>,
     role: Option<String>,
-    #[serde(default)]
-    permissions: Vec<String>,
+    permissions: Option<Vec<String>>,
     tenant_id: String,
     #[serde(rename = "type")]
     kind: String,
@@ -277,12 +276,12 @@ impl Tokens {
             issued: iat.unwrap_or(0.0) as i64,
             expires: exp as i64,
         };
-        let is_complete = !self.look_up_all && (role.is_some() || !permissions.is_empty());
+        let is_complete = !self.look_up_all && (role.is_some() || permissions.is_some());
         let caller = Caller {
             tier: Tier::default(),
             id: id.into(),
             role: role.and_then(|role| self.roles.id(&role)),
-            permissions: Permissions::new(permissions),
+            permissions: Permissions::new(permissions.unwrap_or_default()),
             tenant: HeaderValue::try_from(tenant_id).ok()?,
             source: Source::Jwt,
             venues: Venues::new(venue, venues.into_iter().flatten()),

@@ -49,7 +49,7 @@ impl Default for UsersConfig {
             service: SERVICE.into(),
             lookup: false,
             life: Duration::secs(900),
-            life_of_no: Duration::secs(60),
+            life_of_no: Duration::secs(10),
             timeout: Duration::secs(2),
         }
     }

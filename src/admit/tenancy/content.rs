@@ -14,8 +14,12 @@ use crate::reply::Refusal;
 pub enum Content {
     Json,
     Form,
+    /// JSON when it begins like it, else a form.
+    Unknown,
     /// Nothing that names a venue, unless it begins like JSON.
     Other,
+    /// Has a form of its own, in which nobody looks for names.
+    Opaque,
 }
 
 /// A body on its way: what has arrived of it, and what becomes of it.
@@ -48,10 +52,12 @@ impl Content {
         }
         let mut types = fields.get_all(CONTENT_TYPE).iter();
         let Some(given) = types.next() else {
-            return Ok(Self::Other);
+            return Ok(Self::Unknown);
         };
         if types.next().is_some() {
-            return Err(Refusal::BadHeader("There is more than one Content-Type"));
+            return Err(Refusal::AmbiguousVenue(
+                "There is more than one Content-Type",
+            ));
         }
         let text = given.to_str().map_err(|_| Refusal::UnsupportedMediaType)?;
         let mut parts = text.split(';').map(|part| part.trim().to_ascii_lowercase());
@@ -60,10 +66,12 @@ impl Content {
             return Err(Refusal::UnsupportedMediaType);
         }
         match essence.as_str() {
+            "" => Ok(Self::Unknown),
             kind if kind.contains(',') => Err(Refusal::UnsupportedMediaType),
             kind if kind.contains("urlencoded") => Ok(Self::Form),
             kind if kind.contains("json") => Ok(Self::Json),
-            kind if is_opaque(kind) => Ok(Self::Other),
+            "text/plain" | "application/octet-stream" => Ok(Self::Other),
+            kind if is_opaque(kind) => Ok(Self::Opaque),
             _ => Err(Refusal::UnsupportedMediaType),
         }
     }
@@ -74,11 +82,20 @@ impl Content {
     /// When two readers could read different ones.
     pub fn read(self, body: &[u8], of_venues: bool) -> Result<Named, Ambiguous> {
         let mut named = Named::default();
-        if self == Self::Form {
-            names::in_form(body, of_venues, &mut named)?;
+        let is_json = begins_like_json(body) == Some(true);
+        match self {
+            Self::Form => names::in_form(body, of_venues, &mut named)?,
+            // What stands before the first `&` is JSON, whoever reads it.
+            Self::Unknown if is_json => {
+                let rest = memchr::memchr(b'&', body).map_or(&body[..0], |at| &body[at..]);
+                names::in_form(rest, of_venues, &mut named)?;
+            }
+            Self::Unknown => names::in_form(body, of_venues, &mut named)?,
+            Self::Opaque => return Ok(named),
+            Self::Json | Self::Other => {}
         }
         // A form can be JSON as well.
-        if self == Self::Json || begins_like_json(body) == Some(true) {
+        if self == Self::Json || is_json {
             match body {
                 [] => {}
                 body => names::in_json(body, of_venues, &mut named)?,
@@ -88,14 +105,17 @@ impl Content {
     }
 }
 
-/// Types of what holds no names that a service would look for.
 fn is_opaque(kind: &str) -> bool {
-    let families = ["image/", "audio/", "video/", "font/"];
-    families.iter().any(|family| kind.starts_with(family))
-        || matches!(
-            kind,
-            "" | "text/plain" | "application/octet-stream" | "application/pdf" | "application/zip"
-        )
+    let families = [
+        "image/",
+        "audio/",
+        "video/",
+        "font/",
+        "application/pdf",
+        "application/zip",
+    ];
+    // SVG is a text.
+    families.iter().any(|family| kind.starts_with(family)) && !kind.contains("xml")
 }
 
 fn is(value: &HeaderValue, text: &str) -> bool {
@@ -140,7 +160,7 @@ impl Hold {
             content,
             of_venues,
             held: Vec::new(),
-            passes: false,
+            passes: content == Content::Opaque,
         }
     }
 

@@ -23,7 +23,7 @@ use crate::route::Route;
 pub use config::TenancyConfig;
 pub use content::Hold;
 use content::{Content, Step};
-pub use names::{Ambiguous, Named, announces_venue, is_venue_field};
+pub use names::{Ambiguous, Named, announces_tenant, announces_venue};
 
 /// Where a route's requests are looked at for venues.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -108,10 +108,18 @@ impl Head {
         for segment in &path.venues {
             names::in_segment(segment, &mut head.target)?;
         }
+        for segment in &path.tenants {
+            names::in_tenant_segment(segment, &mut head.target)?;
+        }
         let query = request.uri.query().unwrap_or_default();
         names::in_form(query.as_bytes(), head.of_venues, &mut head.target)?;
-        for name in &route.venue_fields {
-            names::in_field(name, &request.headers, &mut head.fields)?;
+        for name in request.headers.keys() {
+            if name.as_str().contains("venue") {
+                names::in_field(name, &request.headers, &mut head.fields)?;
+            }
+        }
+        for name in &route.forward_headers {
+            names::in_values(name, &request.headers, &mut head.fields)?;
         }
         if route.forwards_cookies() {
             names::in_cookies(&request.headers, &mut head.fields)?;
@@ -128,9 +136,10 @@ impl Head {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct PathVenues {
     pub venues: Vec<Box<str>>,
+    pub tenants: Vec<Box<str>>,
     /// Segments that could name one in a way of their own.
     pub odd: Vec<Box<str>>,
-    /// It ends where the id of a venue would follow.
+    /// It speaks of venues without naming one.
     pub is_collection: bool,
 }
 
@@ -173,20 +182,22 @@ impl Gateway {
             fields,
             of_venues,
         } = head;
-        if size != Size::None {
-            let content = Content::of(&session.req_header().headers)?; // 400, 415
-            match (size, body) {
-                (_, Some(body)) => named.add_all(&content.read(&body, of_venues)?)?,
-                (Size::Large, None) => ctx.hold = Some(Box::new(Hold::new(content, of_venues))),
-                (_, None) => {
-                    // Who would be refused anyhow need not send it.
-                    self.check_venues(ctx, &named).await?;
-                    let body = body::read(session, ctx, body::SMALL).await?; // 408
-                    named.add_all(&content.read(&body, of_venues)?)?; // 400
-                }
-            }
+        named.add_all(&fields)?; // 400
+        // Who would be refused anyhow need not send its body.
+        self.check_venues(ctx, &named).await?; // 404, 503
+        if size == Size::None {
+            return Ok(());
         }
-        named.add_all(&fields)?;
+        let content = Content::of(&session.req_header().headers)?; // 400, 415
+        if size == Size::Large && body.is_none() {
+            ctx.hold = Some(Box::new(Hold::new(content, of_venues)));
+            return Ok(());
+        }
+        let body = match body {
+            Some(body) => body,
+            None => body::read(session, ctx, body::SMALL).await?, // 408
+        };
+        let named = content.read(&body, of_venues)?; // 400
         self.check_venues(ctx, &named).await // 404, 503
     }
 

@@ -4,9 +4,12 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 
-use super::query::Parameter;
-use super::words::{Kind, is_condition, is_wrapper, kind_of, mentions_venue, normal};
-use super::{Ambiguous, HIDDEN, NO_ID, Named, REPEATED};
+use super::query::{Parameter, in_address};
+use super::words::{
+    Kind, is_another_thing, is_condition, is_field, is_id, is_operator, is_other_id, is_type,
+    is_value, is_wrapper,
+};
+use super::{Ambiguous, HIDDEN, NO_ID, Named, REPEATED, announces_venue};
 
 /// How often JSON is looked for in a text within JSON.
 const DEEPEST_TEXT: u8 = 3;
@@ -14,114 +17,163 @@ const DEEPEST_TEXT: u8 = 3;
 /// The largest whole number that every reader reads alike (RFC 8259, section 6).
 const LARGEST_NUMBER: u64 = (1 << 53) - 1;
 
-const NO_JSON: Ambiguous = Ambiguous("The body is not JSON that every reader reads alike");
+pub const NO_JSON: Ambiguous = Ambiguous("The body is not JSON that every reader reads alike");
 
 /// Finds the venues in it. `of_venues`: it speaks of venues, so that a plain `id` is one's.
 ///
 /// # Errors
 /// When it is no JSON (RFC 8259), or two readers could read different venues.
 pub fn in_json(text: &[u8], of_venues: bool, named: &mut Named) -> Result<(), Ambiguous> {
-    let mut fault = None;
+    let within = if of_venues {
+        Within::Venues
+    } else {
+        Within::Nothing
+    };
     let mut json = serde_json::Deserializer::from_slice(text);
+    let mut state = State::new(named, DEEPEST_TEXT);
     let reader = Reader {
-        kind: None,
-        of_venues,
-        named,
-        fault: &mut fault,
-        conditions: &mut 0,
-        depth: DEEPEST_TEXT,
+        what: What::Anything,
+        within,
+        state: &mut state,
     };
     let read = reader.deserialize(&mut json).and_then(|()| json.end());
-    read.map_err(|_| fault.unwrap_or(NO_JSON))
+    read.map_err(|_| state.fault.unwrap_or(NO_JSON))
 }
 
-/// Reads a value for the venues in it.
-struct Reader<'a> {
-    /// What its name says that it is.
-    kind: Option<Kind>,
-    /// It is a venue, or wraps one.
-    of_venues: bool,
+/// What was found so far.
+struct State<'a> {
     named: &'a mut Named,
     /// Why reading ended, where it is not that the text is no JSON.
-    fault: &'a mut Option<Ambiguous>,
-    /// Texts that are the name of a venue's member: half a condition.
-    conditions: &'a mut usize,
+    fault: Option<Ambiguous>,
+    /// Texts that are the name of what picks a venue, and texts that are an operator: together a condition.
+    fields: usize,
+    operators: usize,
+    /// Types that are a venue's.
+    types: usize,
+    /// Ids of the objects that are being read, should they turn out to be venues.
+    candidates: Vec<Box<str>>,
     depth: u8,
 }
 
-impl Reader<'_> {
-    fn within(&mut self, kind: Option<Kind>, of_venues: bool) -> Reader<'_> {
+/// Reads one value.
+struct Reader<'r, 'a> {
+    what: What,
+    within: Within,
+    state: &'r mut State<'a>,
+}
+
+/// What its name says of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Anything,
+    Is(Kind),
+    /// The id of something.
+    Candidate,
+    /// What that is.
+    Type,
+    /// In a list.
+    Element,
+}
+
+/// What a value is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Within {
+    Nothing,
+    /// Something that speaks of venues: ids are theirs.
+    Venues,
+    /// A venue, or what wraps one.
+    Venue,
+}
+
+impl<'a> State<'a> {
+    fn new(named: &'a mut Named, depth: u8) -> Self {
+        Self {
+            named,
+            fault: None,
+            fields: 0,
+            operators: 0,
+            types: 0,
+            candidates: Vec::new(),
+            depth,
+        }
+    }
+}
+
+impl<'a> Reader<'_, 'a> {
+    fn inner(&mut self, what: What, within: Within) -> Reader<'_, 'a> {
         Reader {
-            kind,
-            of_venues,
-            named: self.named,
-            fault: self.fault,
-            conditions: self.conditions,
-            depth: self.depth,
+            what,
+            within,
+            state: self.state,
         }
     }
 
     fn fail<E: Error>(&mut self, fault: Ambiguous) -> E {
-        *self.fault = Some(fault);
+        self.state.fault = Some(fault);
         E::custom("ambiguous")
     }
 
     /// What is no text: nothing, unless an id should be here.
     fn no_id<E: Error>(mut self) -> Result<(), E> {
-        match self.kind {
-            None => Ok(()),
-            Some(_) => Err(self.fail(NO_ID)),
+        match self.what {
+            What::Is(kind) if kind != Kind::About => Err(self.fail(NO_ID)),
+            _ => Ok(()),
         }
     }
 
     fn text<E: Error>(mut self, text: &str) -> Result<(), E> {
-        let read = match self.kind {
-            Some(kind) => self.named.add_text(kind, text),
-            None => self.text_within(text),
+        let state = &mut *self.state;
+        let read = match self.what {
+            What::Is(Kind::About) | What::Anything | What::Element => text_within(state, text),
+            What::Is(kind) => state.named.add_text(kind, text),
+            What::Candidate if text.len() <= 128 && state.candidates.len() < 1000 => {
+                state.candidates.push(text.into());
+                Ok(())
+            }
+            What::Candidate => Ok(()),
+            What::Type => {
+                state.types += usize::from(announces_venue(text));
+                text_within(state, text)
+            }
         };
         read.map_err(|fault| self.fail(fault))
     }
+}
 
-    /// A text that is a document of its own, or a condition, or half of one.
-    fn text_within(&mut self, text: &str) -> Result<(), Ambiguous> {
-        if text.trim_start().starts_with(['{', '[']) {
-            let depth = self.depth.checked_sub(1).ok_or(HIDDEN)?;
-            let mut fault = None;
-            let mut json = serde_json::Deserializer::from_str(text);
-            let mut reader = self.within(None, false);
-            reader.depth = depth;
-            let reader = Reader {
-                fault: &mut fault,
-                ..reader
-            };
-            if reader
-                .deserialize(&mut json)
-                .and_then(|()| json.end())
-                .is_ok()
-            {
-                return Ok(());
-            }
-            if fault.is_some() {
-                return Err(HIDDEN);
-            }
+/// A text that is a document of its own, an address, a condition, or half of one.
+fn text_within(state: &mut State<'_>, text: &str) -> Result<(), Ambiguous> {
+    if text.trim_start().starts_with(['{', '[']) {
+        let depth = state.depth.checked_sub(1).ok_or(HIDDEN)?;
+        let mut json = serde_json::Deserializer::from_str(text);
+        let mut inner = State::new(state.named, depth);
+        let reader = Reader {
+            what: What::Anything,
+            within: Within::Nothing,
+            state: &mut inner,
+        };
+        if reader
+            .deserialize(&mut json)
+            .and_then(|()| json.end())
+            .is_ok()
+        {
+            return Ok(());
         }
-        if text.len() <= 64 && kind_of(text).is_some() && mentions_venue(text) {
-            *self.conditions += 1;
-            // A pointer, as JSON Patch has it, says the whole of it.
-            return if text.starts_with('/') {
-                Err(HIDDEN)
-            } else {
-                Ok(())
-            };
+        if inner.fault.is_some() {
+            return Err(HIDDEN);
         }
-        match is_condition(text) {
-            true => Err(HIDDEN),
-            false => Ok(()),
-        }
+    }
+    if is_field(text) {
+        state.fields += 1;
+    } else if is_operator(text) {
+        state.operators += 1;
+    }
+    match in_address(text, state.named)? {
+        false if is_condition(text) => Err(HIDDEN),
+        _ => Ok(()),
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Reader<'_> {
+impl<'de> DeserializeSeed<'de> for Reader<'_, '_> {
     type Value = ();
 
     fn deserialize<D: serde::Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
@@ -129,7 +181,7 @@ impl<'de> DeserializeSeed<'de> for Reader<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Reader<'_> {
+impl<'de> Visitor<'de> for Reader<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -153,8 +205,9 @@ impl<'de> Visitor<'de> for Reader<'_> {
     }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<(), E> {
-        match self.kind {
-            Some(_) if number <= LARGEST_NUMBER => self.text(itoa::Buffer::new().format(number)),
+        match self.what {
+            What::Is(Kind::About) | What::Anything | What::Element | What::Type => Ok(()),
+            _ if number <= LARGEST_NUMBER => self.text(itoa::Buffer::new().format(number)),
             _ => self.no_id(),
         }
     }
@@ -164,50 +217,74 @@ impl<'de> Visitor<'de> for Reader<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
-        let kind = match self.kind {
-            None => None,
-            Some(Kind::Ids) => Some(Kind::Id),
-            Some(Kind::Venues) => Some(Kind::Venue),
-            Some(Kind::Id | Kind::Venue | Kind::Tenant) => return Err(self.fail(NO_ID)),
+        let (element, within) = match self.what {
+            What::Is(Kind::Ids) => (What::Is(Kind::Id), Within::Nothing),
+            What::Is(Kind::Venues) => (What::Is(Kind::Venue), Within::Venue),
+            What::Is(Kind::Tenants) => (What::Is(Kind::Tenant), Within::Nothing),
+            What::Is(Kind::Id | Kind::Venue | Kind::Tenant) => return Err(self.fail(NO_ID)),
+            What::Is(Kind::About) => (What::Element, Within::Venue),
+            What::Anything | What::Candidate | What::Type | What::Element => {
+                (What::Element, self.within)
+            }
         };
-        let of_venues = self.of_venues;
+        let (fields, operators) = (self.state.fields, self.state.operators);
+        let mut length = 0;
         while list
-            .next_element_seed(self.within(kind, of_venues))?
+            .next_element_seed(self.inner(element, within))?
             .is_some()
-        {}
-        Ok(())
+        {
+            length += 1;
+        }
+        let has_field = self.state.fields > fields;
+        // ["venueId", "=", "v1"], and ["venueId", "v1"] in a list of its like
+        let is_pair = self.what == What::Element && length == 2;
+        match has_field && (is_pair || self.state.operators > operators) {
+            true => Err(self.fail(HIDDEN)),
+            false => Ok(()),
+        }
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut object: A) -> Result<(), A::Error> {
-        let of_venues = match self.kind {
-            None => self.of_venues,
-            Some(Kind::Venue | Kind::Venues) => true,
-            Some(Kind::Id | Kind::Ids | Kind::Tenant) => return Err(self.fail(NO_ID)),
+        let (within, is_tenant) = match self.what {
+            What::Is(Kind::Venue | Kind::Venues | Kind::About) => (Within::Venue, false),
+            What::Is(Kind::Tenant) => (Within::Nothing, true),
+            What::Is(Kind::Id | Kind::Ids | Kind::Tenants) => return Err(self.fail(NO_ID)),
+            What::Anything | What::Candidate | What::Type | What::Element => (self.within, false),
         };
-        let conditions = *self.conditions;
+        let State { fields, types, .. } = *self.state;
+        let candidates = self.state.candidates.len();
         let mut has_value = false;
         let mut seen: Vec<Box<str>> = Vec::new();
-        while let Some(name) = object.next_key_seed(Name { of_venues })? {
-            let (kind, within) = match name {
-                Read::Fault(fault) => return Err(self.fail(fault)),
-                Read::Venue(Parameter { name, .. }) if seen.contains(&name) => {
+        while let Some(name) = object.next_key_seed(Name { within, is_tenant })? {
+            let (what, inner) = match name {
+                Member::Odd(fault) => return Err(self.fail(fault)),
+                Member::Names(Parameter { name, .. }) if seen.contains(&name) => {
                     return Err(self.fail(REPEATED));
                 }
-                Read::Venue(Parameter { kind, name, .. }) => {
+                Member::Names(Parameter { kind, name, .. }) => {
                     seen.push(name);
-                    (Some(kind), false)
+                    (What::Is(kind), Within::Nothing)
                 }
-                Read::Wrapper => (None, of_venues),
-                Read::Value => {
-                    has_value = true;
-                    (None, false)
+                Member::Wraps => (What::Is(Kind::Venues), Within::Venue),
+                Member::Other {
+                    what,
+                    is_compared,
+                    within,
+                } => {
+                    has_value |= is_compared;
+                    (what, within)
                 }
-                Read::Nothing => (None, false),
             };
-            object.next_value_seed(self.within(kind, within))?;
+            object.next_value_seed(self.inner(what, inner))?;
+        }
+        // {"type":"venues","id":"v1"}
+        let mut ids = self.state.candidates.split_off(candidates).into_iter();
+        if self.state.types > types {
+            let known = ids.try_for_each(|id| self.state.named.add(&id));
+            known.map_err(|fault| self.fail(fault))?;
         }
         // {"field":"venueId","value":"v1"}
-        match has_value && *self.conditions > conditions {
+        match has_value && self.state.fields > fields {
             true => Err(self.fail(HIDDEN)),
             false => Ok(()),
         }
@@ -216,51 +293,67 @@ impl<'de> Visitor<'de> for Reader<'_> {
 
 /// Reads a member's name, its escapes read.
 struct Name {
-    /// The object is a venue.
-    of_venues: bool,
+    within: Within,
+    is_tenant: bool,
 }
 
 /// What a member's name says of what stands under it.
-enum Read {
-    Nothing,
-    Venue(Parameter),
-    Wrapper,
-    /// What some field is compared with.
-    Value,
-    Fault(Ambiguous),
+enum Member {
+    Names(Parameter),
+    /// A venue is in it, or its id.
+    Wraps,
+    Other {
+        what: What,
+        /// Something is compared with it.
+        is_compared: bool,
+        within: Within,
+    },
+    Odd(Ambiguous),
 }
 
 impl<'de> DeserializeSeed<'de> for Name {
-    type Value = Read;
+    type Value = Member;
 
-    fn deserialize<D: serde::Deserializer<'de>>(self, name: D) -> Result<Read, D::Error> {
+    fn deserialize<D: serde::Deserializer<'de>>(self, name: D) -> Result<Member, D::Error> {
         name.deserialize_str(self)
     }
 }
 
 impl<'de> Visitor<'de> for Name {
-    type Value = Read;
+    type Value = Member;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a member's name")
     }
 
-    fn visit_str<E: Error>(self, name: &str) -> Result<Read, E> {
-        Ok(match Parameter::of(name, self.of_venues) {
-            Err(fault) => Read::Fault(fault),
-            Ok(Some(parameter)) => Read::Venue(parameter),
-            Ok(None) if self.of_venues && name.starts_with('$') => Read::Fault(HIDDEN),
-            Ok(None) if self.of_venues && is_wrapper(name) => Read::Wrapper,
-            Ok(None) if is_value(name) => Read::Value,
-            Ok(None) => Read::Nothing,
+    fn visit_str<E: Error>(self, name: &str) -> Result<Member, E> {
+        let is_venue = self.within == Within::Venue;
+        Ok(match Parameter::of(name, self.within != Within::Nothing) {
+            Err(fault) => Member::Odd(fault),
+            Ok(Some(parameter)) => Member::Names(parameter),
+            Ok(None) if self.is_tenant && is_id(name) => Member::of_kind(Kind::Tenant, name),
+            Ok(None) if is_venue && name.starts_with('$') => Member::Odd(HIDDEN),
+            Ok(None) if is_venue && is_other_id(name) => Member::of_kind(Kind::Id, name),
+            Ok(None) if is_venue && is_wrapper(name) => Member::Wraps,
+            Ok(None) => Member::Other {
+                what: match name {
+                    name if is_id(name) => What::Candidate,
+                    name if is_type(name) => What::Type,
+                    _ => What::Anything,
+                },
+                is_compared: is_value(name),
+                within: if is_another_thing(name) {
+                    Within::Nothing
+                } else {
+                    self.within
+                },
+            },
         })
     }
 }
 
-fn is_value(name: &str) -> bool {
-    (2..=10).contains(&name.len())
-        && matches!(
-            &*normal(name),
-            "value" | "values" | "val" | "eq" | "in" | "op" | "operator" | "term" | "terms"
-        )
+impl Member {
+    fn of_kind(kind: Kind, name: &str) -> Self {
+        Self::Names(Parameter::one(kind, name))
+    }
 }

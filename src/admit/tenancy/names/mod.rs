@@ -69,6 +69,10 @@ impl Named {
             Kind::Id | Kind::Venue => self.add(text),
             Kind::Ids | Kind::Venues => text.split(',').try_for_each(|id| self.add(id.trim())),
             Kind::Tenant => add(&mut self.tenants, text),
+            Kind::Tenants => text
+                .split(',')
+                .try_for_each(|id| add(&mut self.tenants, id.trim())),
+            Kind::About => Ok(()),
         }
     }
 }
@@ -86,8 +90,19 @@ fn add(known: &mut Vec<Box<str>>, id: &str) -> Result<(), Ambiguous> {
 
 /// Whether a path segment says that a venue follows: `venues`, also with path parameters behind it.
 pub fn announces_venue(segment: &str) -> bool {
+    let segment = words::decoded(segment);
     let name = segment.split(';').next().unwrap_or_default();
-    matches!(kind_of(name), Some(kind) if kind != Kind::Tenant)
+    matches!(
+        kind_of(name),
+        Some(Kind::Id | Kind::Ids | Kind::Venue | Kind::Venues)
+    )
+}
+
+/// Whether it says that a tenant follows.
+pub fn announces_tenant(segment: &str) -> bool {
+    let segment = words::decoded(segment);
+    let name = segment.split(';').next().unwrap_or_default();
+    matches!(kind_of(name), Some(Kind::Tenant | Kind::Tenants))
 }
 
 /// The venue that a path segment behind such a one is, percent-encoded as it stands there.
@@ -97,6 +112,15 @@ pub fn announces_venue(segment: &str) -> bool {
 pub fn in_segment(segment: &str, named: &mut Named) -> Result<(), Ambiguous> {
     let id = percent_decode(segment.as_bytes()).decode_utf8();
     named.add(&id.map_err(|_| HIDDEN)?)
+}
+
+/// The same of a tenant.
+///
+/// # Errors
+/// As [`in_segment`].
+pub fn in_tenant_segment(segment: &str, named: &mut Named) -> Result<(), Ambiguous> {
+    let id = percent_decode(segment.as_bytes()).decode_utf8();
+    add(&mut named.tenants, &id.map_err(|_| HIDDEN)?)
 }
 
 /// # Errors
@@ -110,25 +134,33 @@ pub fn check_segment(segment: &str) -> Result<(), Ambiguous> {
     if is_odd { Err(HIDDEN) } else { Ok(()) }
 }
 
-/// Whether a header field of this name says a venue.
-pub fn is_venue_field(name: &HeaderName) -> bool {
-    announces_venue(name.as_str())
-}
-
 /// A header field that names one venue.
 ///
 /// # Errors
 /// When there are several, or it is not an id.
 pub fn in_field(name: &HeaderName, fields: &HeaderMap, named: &mut Named) -> Result<(), Ambiguous> {
     let mut values = fields.get_all(name).iter();
-    let Some(value) = values.next() else {
+    let Some(value) = values.next().filter(|_| announces_venue(name.as_str())) else {
         return Ok(());
     };
     let id = value.to_str().unwrap_or_default();
     if values.next().is_some() || id.is_empty() || id.contains(',') {
-        return Err(Ambiguous("X-Venue-ID must name one venue"));
+        return Err(Ambiguous("A header field that names a venue must name one"));
     }
     named.add(id)
+}
+
+/// A header field that a route forwards for reasons of its own: it could be a document, or a condition.
+///
+/// # Errors
+/// As for a query.
+pub fn in_values(
+    name: &HeaderName,
+    fields: &HeaderMap,
+    named: &mut Named,
+) -> Result<(), Ambiguous> {
+    let mut values = fields.get_all(name).iter();
+    values.try_for_each(|value| query::in_value(&String::from_utf8_lossy(value.as_bytes()), named))
 }
 
 /// The cookies, on a route that forwards them.

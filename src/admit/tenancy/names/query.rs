@@ -2,7 +2,9 @@
 
 use form_urlencoded::parse;
 
-use super::words::{Kind, decoded, is_condition, is_id, is_ids, kind_of, mentions_venue, normal};
+use super::words::{
+    Kind, decoded, is_condition, is_field, is_id, is_ids, is_value, kind_of, mentions_venue, normal,
+};
 use super::{Ambiguous, HIDDEN, Named, REPEATED, in_json};
 
 /// Finds the venues in them. `of_venues`: they speak of venues, so that a plain `id` is one's.
@@ -15,12 +17,32 @@ pub fn in_form(text: &[u8], of_venues: bool, named: &mut Named) -> Result<(), Am
     if !of_venues && !text.iter().any(may_name) {
         return Ok(());
     }
+    read(text, of_venues, named)?;
+    // Some readers take `;` for `&`.
+    if text.contains(&b';') {
+        let text: Vec<u8> = text
+            .iter()
+            .map(|b| if *b == b';' { b'&' } else { *b })
+            .collect();
+        read(&text, of_venues, named)?;
+    }
+    Ok(())
+}
+
+fn read(text: &[u8], of_venues: bool, named: &mut Named) -> Result<(), Ambiguous> {
     let mut seen: Vec<(Box<str>, bool)> = Vec::new();
+    let (mut names_field, mut has_value) = (false, false);
     for (name, value) in parse(text) {
         let Some(Parameter { kind, name, listed }) = Parameter::of(&name, of_venues)? else {
+            names_field |= is_field(&value);
+            has_value |= is_value(last_part(&name));
             in_value(&value, named)?;
             continue;
         };
+        if kind == Kind::About {
+            in_value(&value, named)?;
+            continue;
+        }
         let repeated = seen.iter().find(|(known, _)| *known == name);
         if repeated.is_some_and(|(_, also_listed)| !(listed && *also_listed)) {
             return Err(REPEATED);
@@ -28,18 +50,53 @@ pub fn in_form(text: &[u8], of_venues: bool, named: &mut Named) -> Result<(), Am
         seen.push((name, listed));
         named.add_text(kind, &value)?;
     }
-    Ok(())
+    // `field=venueId&value=v1`
+    if names_field && has_value {
+        Err(HIDDEN)
+    } else {
+        Ok(())
+    }
 }
 
-/// The value of a parameter whose name is no venue's: it could be a document, or a condition.
-fn in_value(value: &str, named: &mut Named) -> Result<(), Ambiguous> {
-    let may_be_json = value.trim_start().starts_with(['{', '[']);
-    if may_be_json && in_json(value.as_bytes(), false, named).is_ok() {
+fn last_part(name: &str) -> &str {
+    name.trim_end_matches(']')
+        .rsplit(['[', '.'])
+        .next()
+        .unwrap_or(name)
+}
+
+/// The value of a parameter whose name is no venue's: it could be a document, an address, or a condition.
+pub fn in_value(value: &str, named: &mut Named) -> Result<(), Ambiguous> {
+    if value.trim_start().starts_with(['{', '[']) {
+        match in_json(value.as_bytes(), false, named) {
+            Ok(()) => return Ok(()),
+            Err(fault) if fault != super::json::NO_JSON => return Err(HIDDEN),
+            Err(_) => {}
+        }
+    }
+    if in_address(value, named)? {
         return Ok(());
     }
-    match is_condition(value) {
-        true => Err(HIDDEN),
-        false => Ok(()),
+    if is_condition(value) {
+        Err(HIDDEN)
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether it is an address with a query, which is read.
+pub fn in_address(text: &str, named: &mut Named) -> Result<bool, Ambiguous> {
+    if text.contains(char::is_whitespace) || !(text.contains("://") || text.starts_with('/')) {
+        return Ok(false);
+    }
+    let Some((_, query)) = text.split_once('?') else {
+        return Ok(false);
+    };
+    let query = query.split('#').next().unwrap_or_default();
+    // Without its addresses: an address within an address is read as a text.
+    match query.contains('?') {
+        true => Ok(false),
+        false => in_form(query.as_bytes(), false, named).map(|()| true),
     }
 }
 
@@ -53,35 +110,35 @@ pub struct Parameter {
 }
 
 impl Parameter {
+    pub fn one(kind: Kind, name: &str) -> Self {
+        Self {
+            kind,
+            name: normal(name).into(),
+            listed: false,
+        }
+    }
+
     /// Reads `venueId`, `venueIds[]`, `filter[venueId]`, `venue.id`.
     ///
     /// # Errors
     /// When an operator stands behind the name, or it only shows after decoding once more.
     pub fn of(name: &str, of_venues: bool) -> Result<Option<Self>, Ambiguous> {
-        if of_venues && (is_id(name) || is_ids(name)) {
-            let kind = if is_ids(name) { Kind::Ids } else { Kind::Id };
-            return Ok(Some(Self {
-                kind,
-                name: normal(name).into(),
-                listed: false,
-            }));
-        }
-        if !name
-            .bytes()
-            .any(|b| matches!(b, b'v' | b'V' | b't' | b'T' | b'%'))
-        {
+        let may_name = |b: u8| matches!(b, b'v' | b'V' | b't' | b'T' | b'%');
+        if !of_venues && !name.bytes().any(may_name) {
             return Ok(None);
         }
         let whole = decoded(name);
         let parts = || whole.split(['[', ']', '.']).filter(|part| !part.is_empty());
-        let Some((place, kind)) = parts()
+        let found = parts()
             .enumerate()
-            .find_map(|(i, p)| Some((i, kind_of(p)?)))
-        else {
-            return match mentions_venue(&whole) {
-                true => Err(HIDDEN),
-                false => Ok(None),
-            };
+            .find_map(|(i, part)| match kind_of(part) {
+                Some(kind) => Some((i, kind)),
+                None if of_venues => plain_id(part).map(|kind| (i, kind)),
+                None => None,
+            });
+        let Some((place, kind)) = found else {
+            let is_odd = mentions_venue(&whole) || (of_venues && is_plain_condition(&whole));
+            return if is_odd { Err(HIDDEN) } else { Ok(None) };
         };
         let is_balanced = whole.matches('[').count() == whole.matches(']').count();
         if *whole != *name || !is_balanced {
@@ -90,13 +147,15 @@ impl Parameter {
         let mut behind = parts().skip(place + 1).filter(|part| !is_number(part));
         let kind = match (kind, behind.next(), behind.next()) {
             (kind, None, _) => kind,
-            (Kind::Venue | Kind::Venues, Some(name), None) if is_id(name) => Kind::Id,
+            (Kind::Venue | Kind::Venues | Kind::About, Some(name), None) if is_id(name) => Kind::Id,
+            (Kind::Tenant | Kind::Tenants, Some(name), None) if is_id(name) => Kind::Tenant,
+            (Kind::About, Some(_), _) => Kind::About,
             _ => return Err(HIDDEN),
         };
         let listed = name.contains("[]") || parts().skip(place + 1).any(is_number);
         let kind = match kind {
-            Kind::Tenant => kind,
-            _ if listed => Kind::Id,
+            Kind::Ids | Kind::Venue | Kind::Venues if listed => Kind::Id,
+            Kind::Tenants if listed => Kind::Tenant,
             kind => kind,
         };
         let name = parts()
@@ -109,6 +168,23 @@ impl Parameter {
             listed,
         }))
     }
+}
+
+/// Where venues are spoken of: `id`, `ids`.
+fn plain_id(part: &str) -> Option<Kind> {
+    match part {
+        part if is_id(part) => Some(Kind::Id),
+        part if is_ids(part) => Some(Kind::Ids),
+        _ => None,
+    }
+}
+
+/// `id__in`, where venues are spoken of.
+fn is_plain_condition(name: &str) -> bool {
+    let mut words = name
+        .split(['_', '-', '.', ':', ' '])
+        .filter(|word| !word.is_empty());
+    words.next().is_some_and(|word| plain_id(word).is_some()) && words.next().is_some()
 }
 
 fn is_number(part: &str) -> bool {

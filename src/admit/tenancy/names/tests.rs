@@ -176,3 +176,73 @@ fn a_segment_announces_a_venue_in_many_ways() {
     }
     assert!(check_segment("e1;version=2").is_ok());
 }
+
+#[test]
+fn what_object_mappers_wrap_is_unwrapped() {
+    for (json, expected) in [
+        (r#"{"venue":{"is":{"id":"v1"}}}"#, "v1"),
+        (
+            r#"{"venue":{"connectOrCreate":{"where":{"id":"v1"}}}}"#,
+            "v1",
+        ),
+        (r#"{"venues":{"set":["v1"]}}"#, "v1"),
+        (r#"{"venues":{"0":"v1"}}"#, "v1"),
+        (r#"{"venue":{"slug":"v1"}}"#, "v1"),
+        (
+            r#"{"venueData":{"id":"v1"},"venueName":"The Hall: great"}"#,
+            "v1",
+        ),
+        (r#"{"venue1":"v1"}"#, "v1"),
+        (r#"{"data":{"type":"venues","id":"v1"}}"#, "v1"),
+        (r#"{"@id":"v1","@type":"Venue"}"#, "v1"),
+        (r#"{"id":"e1","type":"event"}"#, ""),
+        (r#"{"extravenueid":"v1","totalRevenue":5}"#, "v1"),
+        (r#"{"sort":"venueId:asc","orderBy":"venueId"}"#, ""),
+        (r#"{"returnUrl":"https://app.test/a?venueId=v1"}"#, "v1"),
+        (r#"{"about":"Venue: the hall. Our venue(s) are open."}"#, ""),
+        (r#"{"venue":{"amenities":["bar"],"owner":{"id":"u1"}}}"#, ""),
+    ] {
+        assert_eq!(venues(in_json, json).as_deref(), Ok(expected), "{json}");
+    }
+    for json in [
+        r#"{"field":"venueId","equals":"v1"}"#,
+        r#"{"filters":[["venueId","=","v1"]]}"#,
+        r#"[["venueId","v1"]]"#,
+        r#"[{"op":"add","path":"/venue","value":"v1"}]"#,
+        r#"{"query":"{ venue(id:\"v1\"){name} }"}"#,
+    ] {
+        assert!(venues(in_json, json).is_err(), "{json}");
+    }
+}
+
+#[test]
+fn conditions_in_a_query_are_refused_and_orders_are_not() {
+    for query in [
+        "field=venueId&value=v1",
+        "filter[0][field]=venueId&filter[0][value]=v1",
+        r#"filter=["venueId","=","v1"]"#,
+        "q=venue:v1",
+        "filter=venue eq 'v1'",
+        "x=%26venue%3Dv1",
+        "a=1;venue=v1",
+        "EXTRAVENUEID[$ne]=v1",
+    ] {
+        assert!(venues(in_form, query).is_err(), "{query}");
+    }
+    for (query, expected) in [
+        ("sort=venueId:asc", ""),
+        ("redirect=https://x/a?venueId%3Dv1", "v1"),
+        ("q=best venue in town", ""),
+    ] {
+        assert_eq!(venues(in_form, query).as_deref(), Ok(expected), "{query}");
+    }
+    let mut named = Named::default();
+    for query in ["ids[$ne]=v1", "id__in=v1", "filter[id][in]=v1"] {
+        assert!(
+            in_form(query.as_bytes(), true, &mut named).is_err(),
+            "{query}"
+        );
+    }
+    in_form(b"ids[0]=v1&ids[1]=v2&filter[id]=v3", true, &mut named).unwrap();
+    assert_eq!(named.venues().count(), 3);
+}
