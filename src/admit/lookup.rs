@@ -17,7 +17,7 @@ use crate::forward::deadline::{Deadline, X_REQUEST_DEADLINE};
 use crate::forward::headers::{TRACEPARENT, X_GATEWAY_FORWARDED, X_TENANT_ID, X_TENANT_SOURCE};
 use crate::forward::pool::Pools;
 use crate::observe::trace::Trace;
-use crate::state::{Cache, LONGEST_LIFE, Unknown};
+use crate::state::{Cache, LONGEST_LIFE, Unknown, chosen_key_part, key_part};
 
 /// One kind of question to one service.
 pub struct Lookup<T> {
@@ -210,7 +210,7 @@ impl Lookup<User> {
             return Ok(None);
         }
         let tenant = caller.tenant.to_str().unwrap_or_default();
-        let key = format!("session:user:{}", caller.id);
+        let key = format!("session:user:{}", key_part(&caller.id));
         let is_it = |user: &User| *user.id == *caller.id && *user.tenant_id == *tenant;
         let nobody = || User {
             id: caller.id.to_string(),
@@ -259,7 +259,11 @@ impl Lookup<Membership> {
         behalf: Behalf<'_>,
     ) -> Result<bool, NotFoundOut> {
         let tenant = caller.tenant.to_str().unwrap_or_default();
-        let key = format!("cache:venue:member:{venue}:{}", caller.id);
+        let key = format!(
+            "cache:venue:member:{}:{}",
+            chosen_key_part(venue),
+            key_part(&caller.id)
+        );
         let is_it = |known: &Membership| {
             *known.user == *caller.id && known.venue == venue && *known.tenant_id == *tenant
         };

@@ -29,8 +29,8 @@ impl Operator {
         let watch = topology.watch(topology.connect_timeout, pushes).await;
         watch.map(Self).map_err(|e: RedisError| {
             format!(
-                "{topology} cannot be used: {e}; \
-                 check that it runs, and that the settings under `redis` and REDIS_* are those of the gateways"
+                "{topology} cannot be used: {e}; check that it runs, and that `redis` in the YAML, or REDIS_HOST, _PORT, \
+                 _PASSWORD and their like, are those of the gateways"
             )
         })
     }

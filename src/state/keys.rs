@@ -16,7 +16,36 @@
 //! | `rl:ticket:{user}:{event}` | the gateway (`admit::limits::shared`) | the limit's window, or its block |
 //! | `rl:user:{id}` `rl:api:{id}` `rl:ip:{ip}`, and each with `:{limit}` | the gateway (`admit::limits::shared`) | the limit's window |
 //!
-//! These braces stand for a value, but for `rl:` keys on a Cluster: there they are written, around the caller's id.
+//! These braces stand for a value, but for `rl:` keys on a Cluster: there they are written, around the caller's id. In ids of
+//! `rl:`, `session:user:` and `cache:` keys what is not plain is percent-encoded.
+
+use std::borrow::Cow;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+/// What stands in a key as it is: nothing that a shell, a line or a pattern would take for something else.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'@')
+    .remove(b'|')
+    .remove(b'+')
+    .remove(b'=')
+    .remove(b'/')
+    .remove(b':');
+
+/// An id in a key. What is not plain is percent-encoded.
+pub fn key_part(id: &str) -> Cow<'_, str> {
+    utf8_percent_encode(id, PLAIN).into()
+}
+
+/// The same of one that clients choose: it cannot look like two.
+pub fn chosen_key_part(id: &str) -> Cow<'_, str> {
+    const CHOSEN: &AsciiSet = &PLAIN.add(b':');
+    utf8_percent_encode(id, CHOSEN).into()
+}
 
 /// The prefixes that revocations are followed under.
 pub const REVOCATIONS: [&str; 2] = ["session:blacklist:", "session:revoked:"];

@@ -36,7 +36,9 @@ pub use connection::Connection;
 use follow::Follow;
 pub use health::{RedisHealth, RedisState};
 pub use kept::{Kept, Settle};
-pub use keys::{API_KEY_DIGESTS, API_KEY_LOCK, API_KEYS, Family, blacklisted};
+pub use keys::{
+    API_KEY_DIGESTS, API_KEY_LOCK, API_KEYS, Family, blacklisted, chosen_key_part, key_part,
+};
 pub use revoked::{Revoked, TokenFacts, signed_part};
 
 /// What runs with Redis.

@@ -648,7 +648,7 @@ fn partners_reach_what_is_theirs_on_the_platform_and_nothing_of_users() {
     store(
         &redis,
         "key",
-        json!({"id": "p", "tenant_id": "t", "permissions": ["*"], "tier": "premium"}),
+        json!({"id": "p", "tenant_id": "t", "venues": ["v1"], "permissions": ["*"], "tier": "premium"}),
     );
     let send = |method: &str, path: &str| {
         let request = Request::method(method, path).header("X-API-Key", "key");

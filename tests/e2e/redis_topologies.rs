@@ -13,6 +13,9 @@ const FAILOVER: Duration = Duration::from_secs(30);
 /// How long a revocation may take to be in force.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
+/// The JWT_REFRESH_SECRET of gateways here that have one.
+const REFRESH_SECRET: &str = "e2e-refresh-secret-0123456789-abcdefghij";
+
 const DECISION: &str = include_str!("../../docs/decisions/0010-redis-topologies.md");
 
 #[test]
@@ -481,6 +484,7 @@ fn the_documented_rights_are_enough_and_none_is_idle() {
         gateway
             .env("REDIS_USERNAME", "gateway")
             .env("REDIS_PASSWORD", password)
+            .env("JWT_REFRESH_SECRET", REFRESH_SECRET)
             .env("LOG_LEVEL", "debug")
     };
     let (_backend, [one]) = start("", "", |gateway| {
@@ -528,6 +532,9 @@ fn the_documented_rights_are_enough_and_none_is_idle() {
         redis.command(&["SET", key, "1"]);
         redis.command(&["PUBLISH", "cache:forget", key]);
         wait_until("it is removed", || redis.command(&["EXISTS", key]) == "0");
+    }
+    for gateway in [&one, &many] {
+        uses_of_callers(gateway);
     }
     assert_eq!(statuses(&many, &both("u1"), 2), [200; 2]);
     for server in cluster.nodes.iter().chain(&watched.servers).chain([&redis]) {
@@ -577,6 +584,28 @@ fn a_sentinel_needs_a_name_and_an_address() {
         assert_eq!(exit.code, 1, "{variable}");
         assert!(exit.stderr.contains(place), "{}", exit.stderr);
     }
+}
+
+/// What else stands in Redis: memberships, API keys, refresh families, and the end of all of them.
+#[track_caller]
+fn uses_of_callers(gateway: &Gateway) {
+    let of_a_venue = Request::get("/one?venueId=v1").bearer(&user("u5"));
+    assert_eq!(of_a_venue.send_to(gateway.addr()).status, 200);
+    let key = Request::get("/key").header("X-API-Key", "nobodys");
+    assert_eq!(key.send_to(gateway.addr()).status, 401);
+    let first = Token::user("u6").claim("type", "refresh");
+    let first = first.signed_with(REFRESH_SECRET);
+    let refresh = |token: &str| {
+        let request = Request::post("/refresh").json(&json!({"refreshToken": token}));
+        request.send_to(gateway.addr())
+    };
+    let pair = refresh(&first);
+    assert_eq!(pair.status, 200, "{}", pair.text());
+    let access = pair.json()["accessToken"].as_str().unwrap().to_owned();
+    let logout = Request::post("/logout").bearer(&access);
+    assert_eq!(logout.send_to(gateway.addr()).status, 200);
+    let next = pair.json()["refreshToken"].as_str().unwrap().to_owned();
+    assert_eq!(refresh(&next).status, 401, "its family has ended");
 }
 
 /// What 0010 says that the gateway's user needs.
@@ -757,6 +786,7 @@ limits:
 auth: {{ failures: {{ max: 100000, window: 60s }} }}
 services:
   backend: {{ url: "{backend}", health: {{ enabled: false }} }}
+  venue-service: {{ url: "{backend}", health: {{ enabled: false }} }}
 routes:
   - {{ path: /one, service: backend, auth: token }}
   - {{ path: /both, service: backend, auth: token, limits: [global, search] }}
@@ -765,6 +795,9 @@ routes:
   - {{ path: /free, service: backend, auth: token, limits: [free] }}
   - {{ path: /short, service: backend, auth: token, limits: [short] }}
   - {{ path: /public, service: backend, auth: public }}
+  - {{ path: /refresh, service: backend, methods: [POST], auth: public, session: refresh }}
+  - {{ path: /logout, service: backend, methods: [POST], auth: token, session: logout }}
+  - {{ path: /key, service: backend, auth: token-or-key }}
 "#
     )
 }

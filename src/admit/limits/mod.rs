@@ -21,6 +21,7 @@ use pingora_limits::rate::Rate;
 
 use super::auth::{Caller, Tier};
 use crate::route::{METHODS, MethodIndex};
+use crate::state::{chosen_key_part, key_part};
 pub use config::LimitsConfig;
 use config::check_rule;
 pub use failures::{FailureGuard, FailureGuardConfig};
@@ -237,25 +238,20 @@ impl Rule {
     /// The documented key in Redis, with the name of the limit behind it where that is not the global one.
     fn key(&self, who: Who<'_>, tagged: bool) -> String {
         let (prefix, id) = match who.caller.map(Caller::limit_key) {
-            Some((prefix, id)) => (prefix, Cow::Borrowed(id)),
+            Some((prefix, id)) => (prefix, key_part(id)),
             None => ("rl:ip:", Cow::Owned(counted(who.client).to_string())),
         };
-        let id = if tagged { tag(&id).into() } else { id };
+        // A Cluster keeps keys in one slot that have the same text in their first braces.
+        let id = if tagged {
+            format!("{{{id}}}").into()
+        } else {
+            id
+        };
         match (who.event.filter(|_| self.per_event), &*self.name) {
-            (Some(event), _) => format!("rl:ticket:{id}:{event}"),
+            (Some(event), _) => format!("rl:ticket:{id}:{}", chosen_key_part(event)),
             (None, "") => format!("{prefix}{id}"),
             (None, name) => format!("{prefix}{id}:{name}"),
         }
-    }
-}
-
-/// Braces around an id: a Cluster keeps keys in one slot that have the same text in their first ones. An empty text does
-/// not count, so what would end it at once is spelled in another way.
-fn tag(id: &str) -> String {
-    match id.as_bytes().first() {
-        Some(b'}') => format!("{{%7D{}}}", &id[1..]),
-        Some(b'%') => format!("{{%25{}}}", &id[1..]),
-        _ => format!("{{{id}}}"),
     }
 }
 

@@ -53,7 +53,7 @@ pub fn command() -> Command {
                 .value_name("VENUE")
                 .action(ArgAction::Append)
                 .value_parser(visible)
-                .help("A venue that it may name, `*`: all of its tenant's; repeatable"),
+                .help("A venue that it may name; repeatable"),
         )
         .arg(
             Arg::new("tier")
