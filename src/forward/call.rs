@@ -12,6 +12,7 @@ use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType};
 use tokio::time::timeout;
 
 use super::breaker::{Outcome, Permit};
@@ -47,6 +48,9 @@ pub struct Answer {
 /// There is no answer: the service is away, too slow, or says nothing of sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoAnswer;
+
+/// Interim answers before the one that counts.
+const MOST_INTERIM: usize = 8;
 
 /// An answer is a small document.
 const LARGEST: usize = 64 << 10;
@@ -175,7 +179,7 @@ impl Caller {
 
 /// Why an exchange came to nothing.
 pub enum Fault {
-    Connect(Box<pingora::Error>),
+    Connect(Box<Error>),
     /// A kept connection had been closed meanwhile.
     Stale,
     Broken(String),
@@ -198,7 +202,7 @@ pub async fn exchange(
     mut request: RequestHeader,
     largest: usize,
 ) -> Result<Answer, Fault> {
-    let broken = |e: Box<pingora::Error>| Fault::Broken(e.to_string());
+    let broken = |e: Box<Error>| Fault::Broken(e.to_string());
     request
         .insert_header(ACCEPT, "application/json")
         .map_err(broken)?;
@@ -234,5 +238,16 @@ const AGENT: HeaderValue =
 async fn send(session: &mut HttpSession, request: RequestHeader) -> pingora::Result<()> {
     session.write_request_header(Box::new(request)).await?;
     session.finish_request_body().await?;
-    session.read_response_header().await
+    for _ in 0..MOST_INTERIM {
+        session.read_response_header().await?;
+        let status = session.response_header().map(|head| head.status);
+        match status {
+            // Nobody asked for another protocol.
+            Some(StatusCode::SWITCHING_PROTOCOLS) | None => break,
+            // An interim answer is none (RFC 9110, section 15.2).
+            Some(status) if status.is_informational() => {}
+            Some(_) => return Ok(()),
+        }
+    }
+    Error::e_explain(ErrorType::InvalidHTTPHeader, "there is no final answer")
 }

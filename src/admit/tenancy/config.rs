@@ -5,6 +5,7 @@ use std::sync::Arc;
 use prometheus::IntCounterVec;
 use serde::Deserialize;
 
+use super::budget::Budget;
 use super::{Checks, Tenancy};
 use crate::admit::lookup::{Lookup, Membership, Setup};
 use crate::config::{Duration, Problems};
@@ -65,6 +66,7 @@ impl TenancyConfig {
         };
         let outcome = |outcome| checks.with_label_values(&[outcome]);
         Tenancy {
+            room: Budget::new(),
             members: Lookup::compile(setup, pools, cache, problems),
             checks: Checks {
                 claim: outcome("claim"),

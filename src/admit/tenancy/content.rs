@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue};
 
+use super::budget::{Full, Held};
 use super::names::{self, Ambiguous, Named};
 use crate::reply::Refusal;
 
@@ -27,6 +28,7 @@ pub struct Hold {
     content: Content,
     of_venues: bool,
     held: Vec<u8>,
+    room: Held,
     /// It is nothing that has to be judged.
     passes: bool,
 }
@@ -36,8 +38,8 @@ pub enum Step {
     /// Nothing goes on yet.
     Wait,
     Pass(Bytes),
-    /// It is whole: it names these, and goes on if they are the caller's.
-    Judge(Named, Bytes),
+    /// It is whole, and goes on if it names only its caller's.
+    Whole(Bytes),
 }
 
 // === impl Content ===
@@ -155,36 +157,58 @@ fn begins_like_json(mut body: &[u8]) -> Option<bool> {
 // === impl Hold ===
 
 impl Hold {
-    pub fn new(content: Content, of_venues: bool) -> Self {
+    pub fn new(content: Content, of_venues: bool, room: Held) -> Self {
         Self {
             content,
             of_venues,
             held: Vec::new(),
+            room,
             passes: content == Content::Opaque,
         }
     }
 
     /// The body is sent once more, from its beginning.
     pub fn begin(&mut self) {
-        *self = Self::new(self.content, self.of_venues);
+        self.held.clear();
+        self.room.clear();
+        self.passes = self.content == Content::Opaque;
     }
 
     /// # Errors
-    /// When two readers could read different venues.
-    pub fn take(&mut self, chunk: Option<Bytes>, is_end: bool) -> Result<Step, Ambiguous> {
+    /// When too much is held already.
+    pub fn take(&mut self, chunk: Option<Bytes>, is_end: bool) -> Result<Step, Full> {
         let chunk = chunk.unwrap_or_default();
         if self.passes {
             return Ok(Step::Pass(chunk));
         }
+        self.room.grow(chunk.len())?;
         self.held.extend_from_slice(&chunk);
         if self.content == Content::Other && begins_like_json(&self.held) == Some(false) {
             self.passes = true;
+            self.room.clear();
             return Ok(Step::Pass(std::mem::take(&mut self.held).into()));
         }
-        if !is_end {
-            return Ok(Step::Wait);
+        Ok(match is_end {
+            false => Step::Wait,
+            true => Step::Whole(std::mem::take(&mut self.held).into()),
+        })
+    }
+
+    /// The venues in a whole body.
+    ///
+    /// # Errors
+    /// When two readers could read different ones.
+    pub async fn read(&self, body: Bytes) -> Result<Named, Ambiguous> {
+        let (content, of_venues) = (self.content, self.of_venues);
+        if body.len() <= QUICK {
+            return content.read(&body, of_venues);
         }
-        let named = self.content.read(&self.held, self.of_venues)?;
-        Ok(Step::Judge(named, std::mem::take(&mut self.held).into()))
+        // Requests that share this thread do not wait for it.
+        let read = tokio::task::spawn_blocking(move || content.read(&body, of_venues));
+        read.await
+            .unwrap_or(Err(Ambiguous("The body cannot be read")))
     }
 }
+
+/// Bytes that are read in less than a millisecond.
+const QUICK: usize = 256 << 10;

@@ -3,9 +3,12 @@
 //! A caller's venues are those that its token or its API key says, and for users those that venue-service says. Who
 //! names another's is told what who names none that exists is told. Only the role `admin` crosses venues.
 
+mod budget;
 mod config;
 mod content;
 mod names;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::HeaderName;
@@ -20,6 +23,7 @@ use crate::context::Ctx;
 use crate::gateway::Gateway;
 use crate::reply::Refusal;
 use crate::route::Route;
+use budget::{Budget, Full};
 pub use config::TenancyConfig;
 pub use content::Hold;
 use content::{Content, Step};
@@ -52,6 +56,8 @@ pub struct Venues {
 pub struct Tenancy {
     members: Option<Lookup<Membership>>,
     checks: Checks,
+    /// For bodies that are held back.
+    room: Arc<Budget>,
 }
 
 /// `venue_checks_total{outcome}`.
@@ -182,6 +188,7 @@ impl Gateway {
             fields,
             of_venues,
         } = head;
+        let in_target = !named.is_empty();
         named.add_all(&fields)?; // 400
         // Who would be refused anyhow need not send its body.
         self.check_venues(ctx, &named).await?; // 404, 503
@@ -190,7 +197,9 @@ impl Gateway {
         }
         let content = Content::of(&session.req_header().headers)?; // 400, 415
         if size == Size::Large && body.is_none() {
-            ctx.hold = Some(Box::new(Hold::new(content, of_venues)));
+            let tenant = ctx.caller.as_ref().map(|caller| caller.tenant.as_bytes());
+            let room = self.tenancy.room.of(tenant.unwrap_or_default());
+            ctx.hold = Some(Box::new(Hold::new(content, of_venues, room)));
             return Ok(());
         }
         let body = match body {
@@ -198,6 +207,10 @@ impl Gateway {
             None => body::read(session, ctx, body::SMALL).await?, // 408
         };
         let named = content.read(&body, of_venues)?; // 400
+        if !in_target && !named.is_empty() {
+            // Before a header field, the body says what the request is about.
+            ctx.venue = None;
+        }
         self.check_venues(ctx, &named).await // 404, 503
     }
 
@@ -214,10 +227,12 @@ impl Gateway {
         let Some(hold) = &mut ctx.hold else {
             return Ok(());
         };
-        let sent = match hold.take(body.take(), is_end)? {
+        let taken = hold.take(body.take(), is_end);
+        let sent = match taken.map_err(|Full| Refusal::Overloaded("api-gateway".into()))? {
             Step::Wait => Bytes::new(),
             Step::Pass(bytes) => bytes,
-            Step::Judge(named, bytes) => {
+            Step::Whole(bytes) => {
+                let named = hold.read(bytes.clone()).await?;
                 self.check_venues(ctx, &named).await?;
                 bytes
             }

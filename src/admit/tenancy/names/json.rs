@@ -6,13 +6,16 @@ use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 
 use super::query::{Parameter, in_address};
 use super::words::{
-    Kind, is_another_thing, is_condition, is_field, is_id, is_operator, is_other_id, is_type,
-    is_value, is_wrapper,
+    Kind, id_stem, is_another_thing, is_condition, is_field, is_id, is_operator, is_other_id,
+    is_value, is_wrapper, type_stem,
 };
-use super::{Ambiguous, HIDDEN, NO_ID, Named, REPEATED, announces_venue};
+use super::{Ambiguous, HIDDEN, MOST_NAMES, NO_ID, Named, REPEATED, announces_venue};
 
 /// How often JSON is looked for in a text within JSON.
 const DEEPEST_TEXT: u8 = 3;
+
+/// Ids of nested objects whose types are not known yet, and of one object.
+const MOST_CANDIDATES: usize = 256;
 
 /// The largest whole number that every reader reads alike (RFC 8259, section 6).
 const LARGEST_NUMBER: u64 = (1 << 53) - 1;
@@ -48,10 +51,10 @@ struct State<'a> {
     /// Texts that are the name of what picks a venue, and texts that are an operator: together a condition.
     fields: usize,
     operators: usize,
-    /// Types that are a venue's.
-    types: usize,
-    /// Ids of the objects that are being read, should they turn out to be venues.
+    /// Ids of the objects that are being read, should they turn out to be venues'.
     candidates: Vec<Box<str>>,
+    /// A text that was read as a type is a venue's.
+    is_venue: bool,
     depth: u8,
 }
 
@@ -92,8 +95,8 @@ impl<'a> State<'a> {
             fault: None,
             fields: 0,
             operators: 0,
-            types: 0,
             candidates: Vec::new(),
+            is_venue: false,
             depth,
         }
     }
@@ -126,13 +129,13 @@ impl<'a> Reader<'_, 'a> {
         let read = match self.what {
             What::Is(Kind::About) | What::Anything | What::Element => text_within(state, text),
             What::Is(kind) => state.named.add_text(kind, text),
-            What::Candidate if text.len() <= 128 && state.candidates.len() < 1000 => {
+            What::Candidate if state.candidates.len() >= MOST_CANDIDATES => Err(HIDDEN),
+            What::Candidate => {
                 state.candidates.push(text.into());
                 Ok(())
             }
-            What::Candidate => Ok(()),
             What::Type => {
-                state.types += usize::from(announces_venue(text));
+                state.is_venue = announces_venue(text);
                 text_within(state, text)
             }
         };
@@ -251,8 +254,8 @@ impl<'de> Visitor<'de> for Reader<'_, '_> {
             What::Is(Kind::Id | Kind::Ids | Kind::Tenants) => return Err(self.fail(NO_ID)),
             What::Anything | What::Candidate | What::Type | What::Element => (self.within, false),
         };
-        let State { fields, types, .. } = *self.state;
-        let candidates = self.state.candidates.len();
+        let fields = self.state.fields;
+        let (candidates, mut stems) = (self.state.candidates.len(), Stems::default());
         let mut has_value = false;
         let mut seen: Vec<Box<str>> = Vec::new();
         while let Some(name) = object.next_key_seed(Name { within, is_tenant })? {
@@ -261,26 +264,41 @@ impl<'de> Visitor<'de> for Reader<'_, '_> {
                 Member::Names(Parameter { name, .. }) if seen.contains(&name) => {
                     return Err(self.fail(REPEATED));
                 }
+                Member::Names(_) if seen.len() >= MOST_NAMES => return Err(self.fail(HIDDEN)),
                 Member::Names(Parameter { kind, name, .. }) => {
                     seen.push(name);
                     (What::Is(kind), Within::Nothing)
                 }
                 Member::Wraps => (What::Is(Kind::Venues), Within::Venue),
+                Member::Id(stem) => {
+                    let before = self.state.candidates.len();
+                    object.next_value_seed(self.inner(What::Candidate, within))?;
+                    let read = self.state.candidates.len() - before;
+                    stems.ids.extend(std::iter::repeat_n(stem, read));
+                    continue;
+                }
+                Member::Type(stem) => {
+                    self.state.is_venue = false;
+                    object.next_value_seed(self.inner(What::Type, within))?;
+                    if std::mem::take(&mut self.state.is_venue) {
+                        stems.types.push(stem);
+                    }
+                    continue;
+                }
                 Member::Other {
-                    what,
                     is_compared,
                     within,
                 } => {
                     has_value |= is_compared;
-                    (what, within)
+                    (What::Anything, within)
                 }
             };
             object.next_value_seed(self.inner(what, inner))?;
         }
         // {"type":"venues","id":"v1"}
-        let mut ids = self.state.candidates.split_off(candidates).into_iter();
-        if self.state.types > types {
-            let known = ids.try_for_each(|id| self.state.named.add(&id));
+        let ids = self.state.candidates.split_off(candidates);
+        for id in stems.venues(&ids) {
+            let known = self.state.named.add(id);
             known.map_err(|fault| self.fail(fault))?;
         }
         // {"field":"venueId","value":"v1"}
@@ -288,6 +306,24 @@ impl<'de> Visitor<'de> for Reader<'_, '_> {
             true => Err(self.fail(HIDDEN)),
             false => Ok(()),
         }
+    }
+}
+
+/// The ids of an object, and what its types say of them.
+#[derive(Default)]
+struct Stems {
+    /// For each candidate.
+    ids: Vec<Box<str>>,
+    /// Of types that are a venue's.
+    types: Vec<Box<str>>,
+}
+
+impl Stems {
+    fn venues<'i>(&'i self, ids: &'i [Box<str>]) -> impl Iterator<Item = &'i str> {
+        let with_stems = ids.iter().zip(&self.ids);
+        with_stems
+            .filter(|(_, stem)| self.types.contains(stem))
+            .map(|(id, _)| &**id)
     }
 }
 
@@ -302,8 +338,11 @@ enum Member {
     Names(Parameter),
     /// A venue is in it, or its id.
     Wraps,
+    /// The id of something, and what stands before it in its name: `resourceId`.
+    Id(Box<str>),
+    /// What that is: `resourceType`.
+    Type(Box<str>),
     Other {
-        what: What,
         /// Something is compared with it.
         is_compared: bool,
         within: Within,
@@ -332,20 +371,21 @@ impl<'de> Visitor<'de> for Name {
             Err(fault) => Member::Odd(fault),
             Ok(Some(parameter)) => Member::Names(parameter),
             Ok(None) if self.is_tenant && is_id(name) => Member::of_kind(Kind::Tenant, name),
-            Ok(None) if is_venue && name.starts_with('$') => Member::Odd(HIDDEN),
+            Ok(None) if (is_venue || self.is_tenant) && name.starts_with('$') => {
+                Member::Odd(HIDDEN)
+            }
             Ok(None) if is_venue && is_other_id(name) => Member::of_kind(Kind::Id, name),
             Ok(None) if is_venue && is_wrapper(name) => Member::Wraps,
-            Ok(None) => Member::Other {
-                what: match name {
-                    name if is_id(name) => What::Candidate,
-                    name if is_type(name) => What::Type,
-                    _ => What::Anything,
-                },
-                is_compared: is_value(name),
-                within: if is_another_thing(name) {
-                    Within::Nothing
-                } else {
-                    self.within
+            Ok(None) => match (id_stem(name), type_stem(name)) {
+                (Some(stem), _) => Member::Id(stem),
+                (_, Some(stem)) => Member::Type(stem),
+                _ => Member::Other {
+                    is_compared: is_value(name),
+                    within: if is_another_thing(name) {
+                        Within::Nothing
+                    } else {
+                        self.within
+                    },
                 },
             },
         })

@@ -30,6 +30,9 @@ pub struct Ambiguous(pub &'static str);
 /// More venues than this in one request are nobody's use, and each may be a question to another service.
 const MOST: usize = 32;
 
+/// Names of venues in one object, form or query: looking for one twice costs all of them.
+const MOST_NAMES: usize = 64;
+
 /// Longer is no id.
 const LONGEST_ID: usize = 128;
 

@@ -5,7 +5,7 @@ use form_urlencoded::parse;
 use super::words::{
     Kind, decoded, is_condition, is_field, is_id, is_ids, is_value, kind_of, mentions_venue, normal,
 };
-use super::{Ambiguous, HIDDEN, Named, REPEATED, in_json};
+use super::{Ambiguous, HIDDEN, MOST_NAMES, Named, REPEATED, in_json};
 
 /// Finds the venues in them. `of_venues`: they speak of venues, so that a plain `id` is one's.
 ///
@@ -33,6 +33,9 @@ fn read(text: &[u8], of_venues: bool, named: &mut Named) -> Result<(), Ambiguous
     let mut seen: Vec<(Box<str>, bool)> = Vec::new();
     let (mut names_field, mut has_value) = (false, false);
     for (name, value) in parse(text) {
+        if is_about_answers(&name) {
+            continue;
+        }
         let Some(Parameter { kind, name, listed }) = Parameter::of(&name, of_venues)? else {
             names_field |= is_field(&value);
             has_value |= is_value(last_part(&name));
@@ -47,6 +50,9 @@ fn read(text: &[u8], of_venues: bool, named: &mut Named) -> Result<(), Ambiguous
         if repeated.is_some_and(|(_, also_listed)| !(listed && *also_listed)) {
             return Err(REPEATED);
         }
+        if seen.len() >= MOST_NAMES {
+            return Err(HIDDEN);
+        }
         seen.push((name, listed));
         named.add_text(kind, &value)?;
     }
@@ -58,6 +64,13 @@ fn read(text: &[u8], of_venues: bool, named: &mut Named) -> Result<(), Ambiguous
     }
 }
 
+/// `fields[venues]=name` says what an answer should hold (JSON:API, sparse fieldsets).
+fn is_about_answers(name: &str) -> bool {
+    ["fields[", "include[", "sort["]
+        .iter()
+        .any(|begin| name.starts_with(begin))
+}
+
 fn last_part(name: &str) -> &str {
     name.trim_end_matches(']')
         .rsplit(['[', '.'])
@@ -67,7 +80,7 @@ fn last_part(name: &str) -> &str {
 
 /// The value of a parameter whose name is no venue's: it could be a document, an address, or a condition.
 pub fn in_value(value: &str, named: &mut Named) -> Result<(), Ambiguous> {
-    if value.trim_start().starts_with(['{', '[']) {
+    if value.trim_start().starts_with(['{', '[', '"']) {
         match in_json(value.as_bytes(), false, named) {
             Ok(()) => return Ok(()),
             Err(fault) if fault != super::json::NO_JSON => return Err(HIDDEN),

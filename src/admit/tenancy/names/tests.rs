@@ -196,6 +196,17 @@ fn what_object_mappers_wrap_is_unwrapped() {
         (r#"{"data":{"type":"venues","id":"v1"}}"#, "v1"),
         (r#"{"@id":"v1","@type":"Venue"}"#, "v1"),
         (r#"{"id":"e1","type":"event"}"#, ""),
+        (
+            r#"{"imageable_type":"Venue","imageable_id":"v1","id":"i1"}"#,
+            "v1",
+        ),
+        (r#"{"resourceId":"v1","resourceType":"venue"}"#, "v1"),
+        (r#"{"entity":"venue","entityId":"v1"}"#, "v1"),
+        (r#"{"type":"venue","eventId":"e1"}"#, ""),
+        (
+            r#"{"venueAddress":{"id":"a7"},"venueManager":{"id":"u7"}}"#,
+            "",
+        ),
         (r#"{"extravenueid":"v1","totalRevenue":5}"#, "v1"),
         (r#"{"sort":"venueId:asc","orderBy":"venueId"}"#, ""),
         (r#"{"returnUrl":"https://app.test/a?venueId=v1"}"#, "v1"),
@@ -245,4 +256,24 @@ fn conditions_in_a_query_are_refused_and_orders_are_not() {
     }
     in_form(b"ids[0]=v1&ids[1]=v2&filter[id]=v3", true, &mut named).unwrap();
     assert_eq!(named.venues().count(), 3);
+}
+
+#[test]
+fn nothing_takes_longer_than_it_is_long() {
+    let many = |name: fn(usize) -> String| (0..20_000).map(name).collect::<String>();
+    let object = format!("{{{}\"z\":1}}", many(|i| format!("\"a{i}venueId\":null,")));
+    let ids = format!(
+        "{{{}\"type\":\"venue\"}}",
+        many(|_| "\"id\":\"v1\",".to_owned())
+    );
+    let began = std::time::Instant::now();
+    assert!(venues(in_json, &object).is_err());
+    assert!(venues(in_json, &ids).is_err());
+    assert!(venues(in_form, &many(|i| format!("a{i}venueId=&"))).is_err());
+    assert!(began.elapsed() < std::time::Duration::from_secs(1));
+    assert!(venues(in_json, r#"{"tenantId":{"$ne":"t1"}}"#).is_err());
+    assert_eq!(
+        venues(in_form, r#"filter="{\"venueId\":\"v1\"}""#).as_deref(),
+        Ok("v1")
+    );
 }

@@ -48,6 +48,8 @@ pub fn kind_of(name: &str) -> Option<Kind> {
         }
         // `venueId__in`: nothing that we know, but too close to it to be something else.
         odd if odd.starts_with("id") => return None,
+        // `venueManager`: its id is not the venue's.
+        thing if is_another_thing(thing) => return None,
         _ => Kind::About,
     };
     let is_other = match kind {
@@ -162,12 +164,25 @@ pub fn is_another_thing(name: &str) -> bool {
     THINGS.contains(&one) || normal == "address"
 }
 
-/// Members that say what an object is.
-pub fn is_type(name: &str) -> bool {
-    matches!(
-        &*normal(name),
-        "type" | "typename" | "kind" | "entity" | "model" | "resource"
-    )
+/// What stands before `id` in the name of an id: nothing, or what tells it from others.
+pub fn id_stem(name: &str) -> Option<Box<str>> {
+    let normal = normal(name);
+    let ends = ["uuid", "guid", "oid", "id", "ref"];
+    ends.iter()
+        .find_map(|end| normal.strip_suffix(end))
+        .map(Into::into)
+}
+
+/// What stands before `type` in the name of a type.
+pub fn type_stem(name: &str) -> Option<Box<str>> {
+    let normal = normal(name);
+    match normal.as_str() {
+        "entity" | "model" | "resource" | "object" | "target" | "subject" => Some(normal.into()),
+        name => ["type", "typename", "kind"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end))
+            .map(Into::into),
+    }
 }
 
 /// Names under which it is said what a field is compared with, or how.
