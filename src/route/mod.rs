@@ -3,6 +3,7 @@
 mod config;
 mod steps;
 mod table;
+mod target;
 
 mod tree;
 
@@ -27,6 +28,7 @@ use crate::observe::registry::{HttpMetrics, RouteMetrics};
 pub use config::RouteConfig;
 use steps::Steps;
 pub use table::{Found, NoRoute, Table};
+use target::{Target, parameter_index};
 use tree::Captures;
 
 /// The compiled policies of one route.
@@ -69,23 +71,6 @@ pub const METHODS: [Method; 7] = [
 /// A method's place in a per-method table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MethodIndex(pub usize);
-
-/// The path at the service.
-#[derive(Debug, PartialEq, Eq)]
-struct Target {
-    /// The target is spelled like the path: nothing is built for a request that came by the route's own path.
-    same: bool,
-    pieces: Vec<Piece>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Piece {
-    Text(Box<str>),
-    /// By its place among the path's parameters.
-    Parameter(usize),
-    /// What `*` stood for, with the slash before it.
-    Rest,
-}
 
 /// What routes are compiled against.
 pub struct Parts<'a> {
@@ -325,30 +310,6 @@ impl Route {
         self.permissions[method.0].as_ref()
     }
 
-    /// The path to ask the service for; `None` when it is the one that the client asked for.
-    fn target_path(
-        &self,
-        aliased: bool,
-        captures: &Captures<'_>,
-        path_len: usize,
-    ) -> Option<String> {
-        if self.target.same && !aliased {
-            return None;
-        }
-        let mut target = String::with_capacity(path_len + 16);
-        for piece in &self.target.pieces {
-            target.push_str(match piece {
-                Piece::Text(text) => text,
-                Piece::Parameter(index) => captures.parameter(*index).unwrap_or_default(),
-                Piece::Rest => captures.rest,
-            });
-        }
-        if target.is_empty() {
-            target.push('/');
-        }
-        Some(target)
-    }
-
     /// What the request's path says about venues; nothing where nobody asks.
     fn path_venues(&self, captures: &Captures<'_>) -> PathVenues {
         match self.venues {
@@ -366,75 +327,6 @@ impl Route {
             Owner::PathParameter(index) => captures.parameter(*index).map(Into::into),
             Owner::Unknown | Owner::Service => None,
         }
-    }
-}
-
-/// The place of `{name}` among a path's parameters.
-fn parameter_index(path: &str, segment: &str) -> Option<usize> {
-    path.split('/')
-        .filter(|s| s.starts_with('{'))
-        .position(|s| s == segment)
-}
-
-// === impl Target ===
-
-impl Target {
-    fn compile(
-        place: &str,
-        path: &str,
-        target: Option<&str>,
-        problems: &mut Problems,
-    ) -> Option<Self> {
-        let target_text = target.unwrap_or(path);
-        let target_place = format!(
-            "{place}.{}",
-            if target.is_some() { "target" } else { "path" }
-        );
-        let mut pieces = Vec::new();
-        let (body, rest) = match target_text.strip_suffix("/*") {
-            Some(body) => (body, true),
-            None => (target_text, false),
-        };
-        let mut text = String::new();
-        for segment in body.split('/').skip(usize::from(body.starts_with('/'))) {
-            text.push('/');
-            match parameter_index(path, segment) {
-                Some(index) => {
-                    pieces.push(Piece::Text(std::mem::take(&mut text).into()));
-                    pieces.push(Piece::Parameter(index));
-                }
-                None if segment.starts_with('{') => {
-                    problems.add(
-                        &target_place,
-                        format!("the path has no parameter `{segment}`"),
-                    );
-                }
-                None => text.push_str(segment),
-            }
-        }
-        if body.is_empty() && !rest {
-            text.push('/');
-        }
-        if !text.is_empty() {
-            pieces.push(Piece::Text(text.into()));
-        }
-        if rest {
-            pieces.push(Piece::Rest);
-        }
-        if rest != path.ends_with("/*") {
-            problems.add(
-                &target_place,
-                "path and target must both end in `/*`, or neither",
-            );
-        }
-        if !target_text.starts_with('/') {
-            problems.add(&target_place, "must begin with a slash");
-            return None;
-        }
-        Some(Self {
-            same: target_text == path,
-            pieces,
-        })
     }
 }
 
@@ -469,41 +361,4 @@ pub fn rebuild_target(
         Some(query) => format!("{path}?{query}"),
         None => path,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn target(path: &str, target: Option<&str>) -> (Option<Target>, Problems) {
-        let mut problems = Problems::default();
-        (Target::compile("r", path, target, &mut problems), problems)
-    }
-
-    #[test]
-    fn a_target_is_cut_into_pieces_once() {
-        let (compiled, problems) = target("/api/v1/auth/*", Some("/auth/*"));
-        assert!(problems.is_empty());
-        let pieces = vec![Piece::Text("/auth".into()), Piece::Rest];
-        assert_eq!(
-            compiled,
-            Some(Target {
-                same: false,
-                pieces
-            })
-        );
-        assert!(target("/a/{id}", None).0.unwrap().same);
-    }
-
-    #[test]
-    fn a_target_may_only_use_what_the_path_has() {
-        for (path, given) in [
-            ("/a/{id}", "/b/{other}"),
-            ("/a/*", "/b"),
-            ("/a", "/b/*"),
-            ("/a", "b"),
-        ] {
-            assert!(!target(path, Some(given)).1.is_empty(), "{path} -> {given}");
-        }
-    }
 }

@@ -159,7 +159,7 @@ impl Table {
         };
         Ok(Found {
             method: index,
-            target_path: route.target_path(*aliased, &captures, path.len()),
+            target_path: route.target.path(*aliased, &captures, path.len()),
             owner_parameter: route.owner_parameter(&captures),
             path_venues: route.path_venues(&captures),
             route: route.clone(),

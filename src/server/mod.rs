@@ -1,5 +1,7 @@
 //! From a configuration to a running process: stores, pools, routes, listeners; and its orderly end.
 
+mod listen;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,7 +9,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use ipnet::IpNet;
 use parking_lot::Mutex;
-use pingora::listeners::{L4BufferSettings, ListenerConfig, TcpSocketOptions};
+use pingora::listeners::{L4BufferSettings, ListenerConfig};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
@@ -15,7 +17,6 @@ use pingora::services::listening::Service;
 use prometheus::IntGauge;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpSocket;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::admit::address::TrustedProxies;
@@ -34,6 +35,7 @@ use crate::observe::{LogSettings, TracingConfig};
 use crate::ops::{Ops, Private};
 use crate::route::{self, Table};
 use crate::state::{Cache, Lookups, Redis, RedisHealth, Remembers, Revoked};
+use listen::{Announce, reserve};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -394,44 +396,6 @@ fn first_look(pools: &Pools) -> Result<(), String> {
     Ok(())
 }
 
-/// A port that was found or tried, and is kept until the listener has it.
-struct Reserved {
-    address: SocketAddr,
-    _placeholder: Option<TcpSocket>,
-}
-
-/// Finds a port for port 0, and says at once, and clearly, when another process has the wanted one.
-fn reserve(wanted: SocketAddr) -> Result<(Reserved, TcpSocketOptions), String> {
-    let failed = |e: std::io::Error| format!("cannot listen on {wanted}: {e}");
-    let any_port = wanted.port() == 0;
-    // It is bound but does not listen: no client can meet it, and another listener at the port shows.
-    let bound = || -> std::io::Result<TcpSocket> {
-        let socket = if wanted.is_ipv4() {
-            TcpSocket::new_v4()?
-        } else {
-            TcpSocket::new_v6()?
-        };
-        socket.set_reuseaddr(true)?;
-        socket.set_reuseport(any_port)?;
-        socket.bind(wanted)?;
-        Ok(socket)
-    };
-    let socket = bound().map_err(failed)?;
-    let address = socket.local_addr().map_err(failed)?;
-    let mut options = TcpSocketOptions::default();
-    if any_port {
-        options.so_reuseport = Some(true);
-    }
-    // A free port is kept from others until ours listens on it; a given one must be let go for it.
-    Ok((
-        Reserved {
-            address,
-            _placeholder: any_port.then_some(socket),
-        },
-        options,
-    ))
-}
-
 /// Keeps what lives beside the requests up to date: health, key sets, revocations.
 struct Upkeep(Vec<Box<dyn BackgroundService + Send + Sync>>);
 
@@ -439,38 +403,6 @@ struct Upkeep(Vec<Box<dyn BackgroundService + Send + Sync>>);
 impl BackgroundService for Upkeep {
     async fn start(&self, shutdown: ShutdownWatch) {
         futures::future::join_all(self.0.iter().map(|task| task.start(shutdown.clone()))).await;
-    }
-}
-
-/// Says where the gateway listens, once it does.
-struct Announce {
-    listeners: Mutex<Vec<(&'static str, Reserved)>>,
-    logger: Arc<Logger>,
-}
-
-#[async_trait]
-impl BackgroundService for Announce {
-    async fn start(&self, _: ShutdownWatch) {
-        let listeners = std::mem::take(&mut *self.listeners.lock());
-        for (name, reserved) in &listeners {
-            let mut here = reserved.address;
-            if here.ip().is_unspecified() {
-                here.set_ip(if here.is_ipv4() {
-                    [127, 0, 0, 1].into()
-                } else {
-                    std::net::Ipv6Addr::LOCALHOST.into()
-                });
-            }
-            while tokio::net::TcpStream::connect(here).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            self.logger.write(log::Level::Info, |line| {
-                line.text("context", "server");
-                line.text("listener", name);
-                line.display("address", &reserved.address);
-                line.text("msg", "listening");
-            });
-        }
     }
 }
 
