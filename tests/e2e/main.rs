@@ -34,6 +34,9 @@ mod redis_away;
 mod redis_topologies;
 mod shared_limits;
 
+mod users;
+mod venues;
+
 mod answers;
 
 mod aborts;

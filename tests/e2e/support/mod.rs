@@ -19,6 +19,7 @@ pub mod gateway;
 pub mod instance;
 pub mod load;
 pub mod redis;
+pub mod tenancy;
 pub mod token;
 pub mod upstream;
 pub mod wait;
