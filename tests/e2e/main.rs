@@ -58,4 +58,5 @@ mod metrics;
 mod ops;
 
 mod config;
+mod drill;
 mod shutdown;

@@ -1,16 +1,11 @@
 //! How often, in all processes together? One window in Redis, and what holds while it is away (decisions 20 and 23).
 
+use crate::support::limited::{
+    PATIENT, Race, TAKEN_UP, count, of, ready, seen, start, start_apart, start_with, statuses,
+    taken_up,
+};
 use crate::support::prelude::*;
-use sha2::{Digest, Sha256};
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-
-/// Redis that is back is taken up within two seconds; one more is for a machine that has other things to do.
-const TAKEN_UP: Duration = Duration::from_secs(3);
-
-/// Requests wait for Redis also on a machine that is busy: for tests that are about other things than the wait.
-const PATIENT: &str = "command_timeout: 2s";
 
 /// Two seconds, for the tests in which it must pass.
 const WINDOW: Duration = Duration::from_secs(2);
@@ -77,64 +72,16 @@ fn processes_that_race_admit_together_exactly_the_limit() {
 
 #[test]
 fn no_trailing_window_ever_holds_more_than_the_limit() {
-    const MAX: usize = 20;
     let _alone = alone();
     let redis = Redis::start();
     let (backend, gateways) = start::<3>(&redis, "global: { max: 20, window: 2s }");
-    let loads: Vec<Running> = gateways
-        .iter()
-        .zip(["a", "b", "c"])
-        .map(|(gateway, lane)| {
-            let request = of("u1", "/token");
-            let named = move |number| {
-                let name = format!("{lane}-{number}");
-                request.clone().header("X-Request-ID", &name)
-            };
-            Load::on(gateway.addr())
-                .clients(lane, 2, Duration::from_millis(5), named)
-                .start()
-        })
-        .collect();
-    thread::sleep(3 * WINDOW);
-    let traffics: Vec<Traffic> = loads.into_iter().map(Running::stop).collect();
-
-    let exchanges = traffics.iter().flat_map(|traffic| &traffic.exchanges);
-    let mut sent: HashMap<String, Instant> = HashMap::new();
-    for exchange in exchanges {
-        assert!(
-            matches!(exchange.end, Ok(200 | 429)),
-            "{}: {:?}",
-            exchange.lane,
-            exchange.end
-        );
-        let name = format!("{}-{}", exchange.lane, exchange.number);
-        sent.insert(name, exchange.sent);
-    }
-    // A request was granted between the moment it was sent and the moment the backend had it.
-    let admitted: Vec<(Instant, Instant)> = seen(&backend)
-        .iter()
-        .map(|request| (sent[request.header("x-request-id").unwrap()], request.at))
-        .collect();
-    for many in admitted.windows(MAX + 1) {
-        let first = many.iter().map(|(sent, _)| *sent).min().unwrap();
-        let last = many.iter().map(|(_, came)| *came).max().unwrap();
-        assert!(
-            last - first >= WINDOW,
-            "{} within {:?}",
-            many.len(),
-            last - first
-        );
-    }
-    assert!(
-        sent.len() >= 10 * MAX,
-        "that was no race: {} requests",
-        sent.len()
-    );
-    assert!(
-        (2 * MAX..=4 * MAX).contains(&admitted.len()),
-        "{} in three windows",
-        admitted.len()
-    );
+    let race = Race {
+        max: 20,
+        window: WINDOW,
+        per_second: 150.0,
+        time: 3 * WINDOW,
+    };
+    race.run(&backend, &gateways, &of("u1", "/token"));
 }
 
 #[test]
@@ -775,56 +722,6 @@ fn is_degraded(gateway: &Gateway) {
     gateway.wait_metric("redis_up", |up| up == 0.0);
 }
 
-/// Waits until each of them counts in Redis, on all of its connections.
-#[track_caller]
-fn taken_up(redis: &Redis, gateways: &[&Gateway], limit: Duration) {
-    // Which connection a request meets is chance: so many in a row leave none out but once in a thousand times.
-    const PROBES: usize = 10;
-    let started = Instant::now();
-    for gateway in gateways {
-        let mut in_a_row = 0;
-        let left = limit.saturating_sub(started.elapsed());
-        let came = within(left, || {
-            let name = unique("probe");
-            let response = of(&name, "/probe").send_to(gateway.addr());
-            assert_eq!(response.status, 200);
-            let counted = redis.command(&["EXISTS", &format!("rl:user:{name}:probe")]) == "1";
-            in_a_row = if counted { in_a_row + 1 } else { 0 };
-            (in_a_row == PROBES).then_some(())
-        });
-        assert!(came.is_some(), "redis is not taken up within {limit:?}");
-    }
-}
-
-/// The requests that came to the backend but for those of [`taken_up`].
-fn seen(backend: &Upstream) -> Vec<Recorded> {
-    let mut requests = backend.requests();
-    requests.retain(|request| request.path() != "/probe");
-    requests
-}
-
-fn count(backend: &Upstream) -> usize {
-    seen(backend).len()
-}
-
-/// A name that nobody had before.
-fn unique(of_what: &str) -> String {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    format!("{of_what}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-/// A request of this user.
-fn of(user: &str, path: &str) -> Request {
-    Request::get(path).bearer(&Token::user(user).hs256())
-}
-
-/// How so many requests in a row end.
-#[track_caller]
-fn statuses(gateway: &Gateway, request: &Request, count: usize) -> Vec<u16> {
-    let status = |_| request.send_to(gateway.addr()).status;
-    (0..count).map(status).collect()
-}
-
 /// How many scripts Redis has been asked to run since it started, or since its last CONFIG RESETSTAT.
 fn scripts_called(redis: &Redis) -> usize {
     let stats = redis.command(&["INFO", "commandstats"]);
@@ -835,82 +732,4 @@ fn scripts_called(redis: &Redis) -> usize {
         .filter(|(name, _)| is_script(name))
         .map(|(_, rest)| rest.split(',').next().unwrap().parse::<usize>().unwrap())
         .sum()
-}
-
-/// What `/ready` says, which is 200 whatever becomes of Redis.
-#[track_caller]
-fn ready(gateway: &Gateway) -> Value {
-    let response = Request::get("/ready").send_to(gateway.addr());
-    assert_eq!(response.status, 200, "{}", response.text());
-    response.json()
-}
-
-fn sha256(text: &str) -> String {
-    let digest = Sha256::digest(text.as_bytes());
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-#[track_caller]
-fn start<const N: usize>(redis: &Redis, limits: &str) -> (Upstream, [Gateway; N]) {
-    start_with(redis, limits, PATIENT, |gateway| gateway)
-}
-
-/// Gateways on one backend, all of which count in Redis.
-#[track_caller]
-fn start_with<const N: usize>(
-    redis: &Redis,
-    limits: &str,
-    settings: &str,
-    change: impl Fn(GatewayBuilder) -> GatewayBuilder,
-) -> (Upstream, [Gateway; N]) {
-    let (backend, gateways) = start_apart(redis, limits, settings, change);
-    taken_up(redis, &gateways.each_ref(), Duration::from_secs(10));
-    (backend, gateways)
-}
-
-/// Gateways that may not have found Redis yet.
-#[track_caller]
-fn start_apart<const N: usize>(
-    redis: &Redis,
-    limits: &str,
-    settings: &str,
-    change: impl Fn(GatewayBuilder) -> GatewayBuilder,
-) -> (Upstream, [Gateway; N]) {
-    let backend = Upstream::start();
-    let (global, search) = limits
-        .split_once(", search: ")
-        .unwrap_or((limits, "{ max: 100000, window: 60s }"));
-    let yaml = format!(
-        r#"
-redis: {{ {settings} }}
-limits:
-  {global}
-  flood: {{ per_second: 100000 }}
-  rules:
-    search: {search}
-    probe: {{ max: 100000, window: 60s }}
-auth:
-  failures: {{ max: 100000, window: 60s }}
-  api_keys:
-    partner: {{ sha256: {}, tenant_id: t9, permissions: ["*"] }}
-services:
-  backend: {{ url: "{}", health: {{ enabled: false }} }}
-routes:
-  - {{ path: /token, service: backend, auth: token }}
-  - {{ path: /either, service: backend, auth: token-or-key }}
-  - {{ path: /public, service: backend, auth: public }}
-  - {{ path: /search, service: backend, auth: token, limits: [global, search] }}
-  - {{ path: /search-only, service: backend, auth: token, limits: [search] }}
-  - {{ path: /probe, service: backend, auth: token, limits: [probe] }}
-"#,
-        sha256("partner-key"),
-        backend.url(),
-    );
-    let gateways = std::array::from_fn(|_| {
-        let gateway = Gateway::with(&yaml)
-            .env("REDIS_HOST", redis.addr().ip())
-            .env("REDIS_PORT", redis.port());
-        change(gateway).start()
-    });
-    (backend, gateways)
 }

@@ -3,10 +3,10 @@
 mod attempts;
 mod legitimate;
 
+use crate::support::limited::sha256;
 use crate::support::prelude::*;
 use crate::support::tenancy::{Platform, audit_lines, bare, fresh_id, owner_of_v1};
 use attempts::{Attempt, Verdict};
-use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
 
 /// `u1` of `t1` has `v1` and `v2` by his token and `v3` and `7` by venue-service; `v9` is of `t2`, where somebody is
@@ -1089,9 +1089,4 @@ fn complete(platform: &Platform, path: &str) -> usize {
         .iter()
         .filter(|one| one.complete && one.path() == path);
     these.count()
-}
-
-fn sha256(text: &str) -> String {
-    let digest = Sha256::digest(text.as_bytes());
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -17,6 +17,7 @@ pub mod firewall;
 pub mod fleet;
 pub mod gateway;
 pub mod instance;
+pub mod limited;
 pub mod load;
 pub mod redis;
 pub mod tenancy;
