@@ -42,6 +42,20 @@ fn no_attempt_at_a_foreign_venue_reaches_the_service() {
 }
 
 #[test]
+fn no_attempt_at_what_other_readers_would_read_reaches_the_service() {
+    let platform = Platform::with_members(&MEMBERS);
+    let gateway = platform.start("");
+    let token = owner_of_v1().hs256();
+    all_fail(
+        &platform,
+        &gateway,
+        attempts::readers(),
+        "venue_access_denied",
+        |request| request.bearer(&token),
+    );
+}
+
+#[test]
 fn no_attempt_succeeds_with_redis_and_from_memory() {
     let redis = Redis::start();
     let platform = Platform::with_members(&MEMBERS);
@@ -91,7 +105,7 @@ fn everything_legitimate_passes_byte_for_byte() {
             || (came.target != wanted.target && !rewritten)
             || came.body != wanted.body
             || came.header("Content-Type") != wanted.header("Content-Type")
-            || came.header("X-Venue-ID") != wanted.header("X-Venue-ID")
+            || came.headers_named("X-Venue-ID") != wanted.headers_named("X-Venue-ID")
         {
             faults.push(format!("{what}: {} {} came", came.method, came.target));
         }
@@ -143,7 +157,7 @@ fn an_api_key_has_the_venues_that_it_lists_and_no_others() {
     let platform = Platform::with_members(&["t1 v9 partner", "t1 v2 partner", "t1 v9 u1"]);
     let keys = [
         ("partner", r#"["v1"]"#),
-        ("all", r#"["*"]"#),
+        ("all", r#"["v1", "v2", "v7", "v9"]"#),
         ("none", "[]"),
     ];
     let keys: String = keys
@@ -216,33 +230,30 @@ fn the_request_after_a_refused_one_is_judged_by_itself() {
             .json(&json!({"venueId": "v1"}))
     };
     let mut number = 0;
+    let mut connection = Client::to(gateway.addr()).connect();
     for Attempt { what, request, .. } in attempts::all() {
-        // What is announced as many bytes may cost its client the connection.
-        let request = request.bearer(&token);
-        let mut connection = Client::to(gateway.addr()).connect();
-        for _ in 0..2 {
-            connection.send(&request.bytes());
-            let is_head = request.bytes().starts_with(b"HEAD ");
-            let refused = match is_head {
-                true => connection.read_head_response(),
-                false => connection.read_response(),
-            };
-            assert!(
-                (400..416).contains(&refused.status),
-                "{what}: {}",
-                refused.status
-            );
-            if refused.header("Connection") == Some("close") || !connection.stays_open() {
-                assert!(
-                    connection.is_closed(),
-                    "{what}: it says close and stays open"
-                );
-                connection = Client::to(gateway.addr()).connect();
-            }
-            number += 1;
-            let passed = connection.request(&own(number));
-            assert_eq!(passed.status, 200, "{what}: the next request");
+        let bytes = request.bearer(&token).bytes();
+        let is_head = bytes.starts_with(b"HEAD ");
+        let sending = connection.send_meanwhile(bytes);
+        let refused = match is_head {
+            true => connection.read_head_response(),
+            false => connection.read_response(),
+        };
+        assert!(
+            (400..416).contains(&refused.status),
+            "{what}: {}",
+            refused.status
+        );
+        let says_close = refused.header("Connection") == Some("close");
+        if says_close || refused.version == "HTTP/1.0" {
+            connection = Client::to(gateway.addr()).connect();
         }
+        sending.join().unwrap();
+        number += 1;
+        connection.send(&own(number).bytes());
+        let passed = connection.try_read_response();
+        let passed = passed.unwrap_or_else(|broken| panic!("after {what}: {broken}"));
+        assert_eq!(passed.status, 200, "after {what}");
     }
     let seen = platform.backend.requests();
     let complete: Vec<&Recorded> = seen.iter().filter(|one| one.complete).collect();
@@ -403,7 +414,11 @@ fn a_foreign_body_reaches_no_instance_at_a_retry_either() {
             ] {
                 let status = request.send_to(gateway.addr()).status;
                 match venue {
-                    "v9" => assert_eq!(status, 404, "{method} {size}"),
+                    // What cannot be sent again has failed before it was whole.
+                    "v9" => assert!(
+                        [404, 502, 503].contains(&status),
+                        "{method} {size}: {status}"
+                    ),
                     _ => assert_ne!(status, 404, "{method} {size}"),
                 }
             }
@@ -487,21 +502,26 @@ fn names_with_colons_do_not_become_each_other() {
 fn what_stands_in_redis_for_others_or_in_another_form_is_not_believed() {
     let redis = Redis::start();
     let platform = Platform::with_members(&MEMBERS);
+    let gateway = platform.start_on(&redis, "");
     let poison = [
-        r#"{"tenant_id":"t2","venue":"v9","user":"u1","member":true}"#,
-        r#"{"tenant_id":"t1","venue":"v1","user":"u1","member":true}"#,
-        r#"{"tenant_id":"t1","venue":"v9","user":"u9","member":true}"#,
-        r#"{"tenant_id":"t1","venue":"v9","member":true}"#,
-        r#"{"tenant_id":"t1","user":"u1","member":true}"#,
-        r#"{"venue":"v9","user":"u1","member":true}"#,
-        r#"{"tenant_id":null,"venue":"v9","user":"u1","member":true}"#,
-        r#"{"tenant_id":"t1","venue":"v9","user":"u1","member":"true"}"#,
-        r#"{"tenant_id":"t1","venue":"v9","user":"u1","member":1}"#,
-        r#"{"tenant_id":"t1","venue":"v9","user":"u1"}"#,
-        r#"[{"tenant_id":"t1","venue":"v9","user":"u1","member":true}]"#,
-        r#"{"tenant_id":"t1","venue":"v9","user":"u1","member":true} x"#,
-        r#"{"tenant_id":"t1","venue":"v9","user":"u1","member":true"#,
-        r#"{"tenant_id":"t2","tenant_id":"t1","venue":"v9","user":"u1","member":true}"#,
+        r#"{"tenant_id":"t2","venue":"V","user":"u1","member":true,"until":UNTIL}"#,
+        r#"{"tenant_id":"t1","venue":"v1","user":"u1","member":true,"until":UNTIL}"#,
+        r#"{"tenant_id":"t1","venue":"V","user":"u9","member":true,"until":UNTIL}"#,
+        r#"{"tenant_id":"t1","venue":"V","member":true,"until":UNTIL}"#,
+        r#"{"tenant_id":"t1","user":"u1","member":true,"until":UNTIL}"#,
+        r#"{"venue":"V","user":"u1","member":true,"until":UNTIL}"#,
+        r#"{"tenant_id":null,"venue":"V","user":"u1","member":true,"until":UNTIL}"#,
+        r#"{"tenant_id":"t1","venue":"V","user":"u1","member":"true","until":UNTIL}"#,
+        r#"{"tenant_id":"t1","venue":"V","user":"u1","member":1,"until":UNTIL}"#,
+        r#"{"tenant_id":"t1","venue":"V","user":"u1","until":UNTIL}"#,
+        r#"[{"tenant_id":"t1","venue":"V","user":"u1","member":true,"until":UNTIL}]"#,
+        r#"{"tenant_id":"t1","venue":"V","user":"u1","member":true,"until":UNTIL} x"#,
+        r#"{"tenant_id":"t1","venue":"V","user":"u1","member":true,"until":UNTIL"#,
+        r#"{"tenant_id":"t2","tenant_id":"t1","venue":"V","user":"u1","member":true,"until":UNTIL}"#,
+        r#"{"tenant_id":"t1","venue":"V","user":"u1","member":false,"member":true,"until":UNTIL}"#,
+        r#"{"tenant_id":"t1","venue":"V","user":"u1","member":true}"#,
+        r#"{"tenant_id":"t1","venue":"V","user":"u1","member":true,"until":1}"#,
+        r#"{"tenant_id":"t1","venue":"V","user":"u1","member":true,"until":99999999999}"#,
         "true",
         "1",
         "yes",
@@ -510,38 +530,44 @@ fn what_stands_in_redis_for_others_or_in_another_form_is_not_believed() {
         "null",
     ];
     let token = Token::user("u1").hs256();
-    let request = || Request::get("/x/y?venueId=v9").bearer(&token);
-    let key = "cache:venue:member:v9:u1";
-    // One process for all of them: the time of a value that is remembered does not hide the next.
-    let gateway = platform.start_on(&redis, "tenancy: { life: 1ms, life_of_no: 1ms }");
-    for value in poison {
-        redis.command(&["SET", key, value]);
-        let asked = platform.venues.count();
-        let came = within(Duration::from_secs(3), || {
-            redis.command(&["SET", key, value]);
-            assert_eq!(request().send_to(gateway.addr()).status, 404, "{value}");
-            (platform.venues.count() > asked).then_some(())
-        });
-        assert!(came.is_some(), "nobody was asked anew: {value}");
+    let status = |venue: &str| {
+        let request = Request::get(&format!("/x/y?venueId={venue}")).bearer(&token);
+        request.send_to(gateway.addr()).status
+    };
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let until = (since.unwrap().as_secs() + 200).to_string();
+    for (number, value) in poison.iter().enumerate() {
+        let venue = format!("w{number}");
+        let value = value
+            .replace("\"V\"", &format!("\"{venue}\""))
+            .replace("UNTIL", &until);
+        redis.command(&["SET", &format!("cache:venue:member:{venue}:u1"), &value]);
+        assert_eq!(status(&venue), 404, "{value}");
+        assert_eq!(platform.venues.count(), number + 1, "{value}");
     }
-    for foreign in [
-        ["RPUSH", key, "true"].as_slice(),
-        &["HSET", key, "member", "true"],
-        &["SADD", key, "u1"],
+    for (venue, foreign) in [
+        (
+            "list",
+            ["RPUSH", "cache:venue:member:list:u1", "true"].as_slice(),
+        ),
+        (
+            "hash",
+            &["HSET", "cache:venue:member:hash:u1", "member", "true"],
+        ),
+        ("set", &["SADD", "cache:venue:member:set:u1", "u1"]),
     ] {
-        redis.command(&["DEL", key]);
         redis.command(foreign);
-        assert_eq!(request().send_to(gateway.addr()).status, 404, "{foreign:?}");
+        assert_eq!(status(venue), 404, "{foreign:?}");
     }
-    let huge = format!(
-        r#"{{"tenant_id":"t1","venue":"v9","user":"u1","member":true,"x":"{}"}}"#,
-        "x".repeat(5 << 20)
-    );
-    redis.command(&["DEL", key]);
-    redis.command(&["SET", key, &huge]);
-    let status = request().send_to(gateway.addr()).status;
-    assert!([200, 404].contains(&status), "{status}");
-    assert_eq!(request().send_to(gateway.addr()).status / 100, status / 100);
+    // The form in which it would be believed.
+    let good = r#"{"tenant_id":"t1","venue":"good","user":"u1","member":true,"until":UNTIL}"#;
+    let good = good.replace("UNTIL", &until);
+    redis.command(&["SET", "cache:venue:member:good:u1", &good]);
+    assert_eq!(status("good"), 200);
+    let huge = format!("{}{good}", " ".repeat(5 << 20));
+    redis.command(&["SET", "cache:venue:member:huge:u1", &huge]);
+    assert_eq!(status("huge"), 404);
+    assert_eq!(status("good"), 200);
 }
 
 #[test]
@@ -562,8 +588,14 @@ fn membership_is_asked_once_remembered_and_written_with_a_life() {
     for (venue, member, life) in [("v3", true, 200..=300), ("v9", false, 30..=60)] {
         let key = format!("cache:venue:member:{venue}:u1");
         let value: Value = serde_json::from_str(&redis.command(&["GET", &key])).unwrap();
-        let wanted = json!({"tenant_id": "t1", "venue": venue, "user": "u1", "member": member});
-        assert_eq!(value, wanted);
+        for (name, wanted) in [
+            ("tenant_id", json!("t1")),
+            ("venue", json!(venue)),
+            ("user", json!("u1")),
+            ("member", json!(member)),
+        ] {
+            assert_eq!(value[name], wanted, "{value}");
+        }
         let left: i64 = redis.command(&["TTL", &key]).parse().unwrap();
         assert!(life.contains(&left), "{venue}: {left}");
     }
@@ -686,6 +718,9 @@ fn only_an_admin_crosses_venues() {
             .all(|one| one.header("X-Tenant-ID") == Some("t1")),
         "the tenant stays"
     );
+    let tenant = Request::post("/x/y").json(&json!({"tenantId": "t2"}));
+    let response = tenant.bearer(&of("admin")).send_to(gateway.addr());
+    assert_eq!(response.status, 404, "another tenant's");
 }
 
 #[test]
@@ -913,9 +948,9 @@ fn the_log_says_which_venue_was_meant() {
         .send_to(gateway.addr());
     // Each line is parsed: what is said cannot become a line of its own.
     assert_eq!(gateway.access_line(&id)["venueId"], evil);
-    for (outcome, count) in [("stranger", 2.0), ("member", 1.0)] {
+    for (outcome, least) in [("stranger", 2.0), ("member", 1.0)] {
         let series = format!(r#"venue_checks_total{{outcome="{outcome}"}}"#);
-        assert_eq!(gateway.metric(&series), count, "{series}");
+        assert!(gateway.metric(&series) >= least, "{series}");
     }
     assert!(gateway.metric(r#"venue_checks_total{outcome="claim"}"#) >= 5.0);
 }
@@ -944,10 +979,11 @@ fn all_fail(
         let request = with_credential(request).header("X-Request-ID", &id);
         let response = exchange(gateway, &request);
         let allowed: &[u16] = match verdict {
-            Verdict::Stranger => &[404],
+            Verdict::Stranger | Verdict::Tenant => &[404],
             Verdict::Ambiguous => &[400],
             Verdict::Either => &[400, 404],
             Verdict::Unsupported => &[415],
+            Verdict::Unclear => &[400, 404, 415],
         };
         let status = response.status;
         if !allowed.contains(&status) {
@@ -966,7 +1002,11 @@ fn all_fail(
         if status == 404 && has_body && bare(&response, &id) != no_route {
             faults.push(format!("{what}: {}", response.text()));
         }
-        sent.push((id, what, status));
+        let denied = match verdict {
+            Verdict::Tenant => "cross_tenant_access",
+            _ => denied,
+        };
+        sent.push((id, what, status, denied));
     }
     if let Some((last, ..)) = sent.last() {
         gateway.access_line(last);
@@ -981,14 +1021,14 @@ fn all_fail(
             _ => {}
         }
     }
-    for (id, what, status) in &sent {
+    for (id, what, status, denied) in &sent {
         let lines = audits.remove(id).unwrap_or_default();
         faults.extend(audit_fault(&lines, *status, denied).map(|why| format!("{what}: {why}")));
         if !accesses.contains(id) {
             faults.push(format!("{what}: no access line"));
         }
     }
-    let ids: HashMap<&str, &str> = sent.iter().map(|(id, what, _)| (&**id, &**what)).collect();
+    let ids: HashMap<&str, &str> = sent.iter().map(|(id, what, ..)| (&**id, &**what)).collect();
     wait_until("every request is over at the service", || {
         platform.backend.requests().len() == platform.backend.heads_seen()
     });
@@ -1017,9 +1057,9 @@ fn all_fail(
 /// What is wrong with what was said of a request that was answered so.
 fn audit_fault(lines: &[Value], status: u16, denied: &str) -> Option<String> {
     let (event, severity) = match status {
-        404 if denied == "cross_venue_api_access" => (denied, "critical"),
-        404 => (denied, "high"),
-        400 => ("malformed_request", "medium"),
+        404 if denied == "venue_access_denied" => (denied, "high"),
+        404 => (denied, "critical"),
+        400 | 415 => ("malformed_request", "medium"),
         _ => return None,
     };
     let [line] = lines else {
@@ -1031,7 +1071,9 @@ fn audit_fault(lines: &[Value], status: u16, denied: &str) -> Option<String> {
     let named = ["requestId", "ip", "method", "url"]
         .iter()
         .all(|field| line[*field].is_string());
-    if !named || (status == 404 && !(line["venueId"].is_string() && line["userId"].is_string())) {
+    let of_venue = status == 404 && denied != "cross_tenant_access";
+    let known = status != 404 || line["userId"].is_string();
+    if !named || !known || (of_venue && !line["venueId"].is_string()) {
         return Some(line.to_string());
     }
     None

@@ -80,6 +80,8 @@ services:
   - {{ path: "/mine/{{id}}", target: "/api/v1/venues/{{id}}", service: s, auth: token }}
   - {{ path: "/head/*", service: s, auth: token, venues: head }}
   - {{ path: "/any/*", service: s, auth: token, venues: any }}
+  - {{ path: "/cookie/*", service: s, auth: token, cookies: true }}
+  - {{ path: "/fields/*", service: s, auth: token, forward_headers: [X-Venue, X-Target-Venue-ID, X-Filter] }}
   - {{ path: "/key/*", service: s, auth: token-or-key }}
   - {{ path: "/public/*", service: s, auth: public }}
   - {{ path: "/hook/*", service: s, auth: public, webhook: true }}
