@@ -453,6 +453,70 @@ fn an_answer_that_is_none_is_503_and_never_a_yes() {
 }
 
 #[test]
+fn an_interim_answer_is_not_the_answer() {
+    let platform = Platform::with_members(&[]);
+    let body = json!({"id": "u1", "tenant_id": "t1", "role": "customer"}).to_string();
+    let user = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let no = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n";
+    for interim in [
+        "HTTP/1.1 100 Continue\r\n\r\n",
+        "HTTP/1.1 102 Processing\r\n\r\n",
+        "HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n",
+    ] {
+        let gateway = platform.start(NO_BREAKER);
+        let said = Reply::raw(format!("{interim}{interim}{user}"));
+        platform.auth.set(move |_| said.clone());
+        let said = Reply::raw(format!("{interim}{no}"));
+        platform.venues.set(move |_| said.clone());
+        for _ in 0..2 {
+            let response = view().bearer(&nameless("u1")).send_to(gateway.addr());
+            assert_eq!(response.status, 200, "{interim}");
+            let venue = Request::get("/x/y?venueId=v3").bearer(&token::customer());
+            assert_eq!(venue.send_to(gateway.addr()).status, 404, "{interim}");
+        }
+        assert!(!gateway.raw_output().contains("panicked"), "{interim}");
+    }
+}
+
+#[test]
+fn what_stands_behind_an_answer_is_not_the_next_one() {
+    let platform = Platform::with_members(&[]);
+    let yes = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let token = Token::user("u1").hs256();
+    for answer in [
+        "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno",
+        "HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 204 No Content\r\n\r\n",
+        "HTTP/1.1 304 Not Modified\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+    ] {
+        let gateway = platform.start(NO_BREAKER);
+        let said = Reply::raw(format!("{answer}{yes}"));
+        platform
+            .venues
+            .set(move |asked| match asked.target.contains("/w0/") {
+                true => said.clone(),
+                false => Reply::status(404),
+            });
+        for venue in ["w0", "w1", "w2", "w3"] {
+            let request = Request::get(&format!("/x/y?venueId={venue}")).bearer(&token);
+            let status = request.send_to(gateway.addr()).status;
+            assert!(
+                [404, 503].contains(&status),
+                "{answer}: {status} for {venue}"
+            );
+        }
+        assert!(!gateway.raw_output().contains("panicked"), "{answer}");
+    }
+    assert_eq!(platform.backend.heads_seen(), 0);
+}
+
+#[test]
 fn without_auth_service_a_token_without_role_has_none() {
     let platform = Platform::with_members(&[]);
     let gateway = Gateway::with(&platform.yaml(&[], &[], "")).start();
@@ -791,6 +855,29 @@ fn an_answer_on_its_way_when_its_user_is_forgotten_is_not_remembered() {
         .for_each(|other| drop(other.read_response()));
     platform.auth.set(|_| Reply::status(404));
     assert_eq!(status("u1"), 401, "the answer of before was kept");
+}
+
+#[test]
+fn changes_of_others_do_not_make_those_who_wait_ask_one_by_one() {
+    let redis = Redis::start();
+    let platform = Platform::with_members(&[]);
+    platform
+        .auth
+        .set(|asked| user(asked, &json!({"role": "customer"})).delay(Duration::from_millis(50)));
+    let gateway = platform.start_on(&redis, "");
+    let users: Vec<Request> = (0..50).map(|_| view().bearer(&nameless("u1"))).collect();
+    let addr = gateway.addr();
+    let answers = thread::scope(|scope| {
+        let sent = scope.spawn(|| burst(addr, users, 50));
+        // Somebody imports users.
+        while !sent.is_finished() {
+            redis.command(&["PUBLISH", "cache:forget", "session:user:somebody-else"]);
+        }
+        sent.join().unwrap()
+    });
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    let asked = platform.auth.count();
+    assert!(asked <= 10, "{asked} questions about one user");
 }
 
 #[test]

@@ -791,6 +791,52 @@ fn a_body_beyond_the_limit_is_413_wherever_the_venue_stands() {
 }
 
 #[test]
+fn no_body_keeps_a_thread_busy() {
+    let _alone = alone();
+    let platform = Platform::with_members(&MEMBERS);
+    let gateway = platform.start("");
+    let token = owner_of_v1().hs256();
+    let many = |part: fn(usize) -> String, between: &str| -> String {
+        let parts: Vec<String> = (0..200_000).map(part).collect();
+        parts.join(between)
+    };
+    let names = many(|i| format!("\"a{i}venueId\":null"), ",");
+    let own = many(|i| format!("\"a{i}venueId\":\"v1\""), ",");
+    let objects = many(|i| format!("{{\"venueId\":\"v{}\"}}", 1 + i % 2), ",");
+    let texts = many(|_| "\"[[[[[[[[[[1\"".into(), ",");
+    let bodies = [
+        ("application/json", format!("{{{names}}}")),
+        ("application/json", format!("{{{own}}}")),
+        ("application/json", format!("[{objects}]")),
+        ("application/json", format!("[{texts}]")),
+        (
+            "application/x-www-form-urlencoded",
+            many(|i| format!("a{i}venueId="), "&"),
+        ),
+        (
+            "application/x-www-form-urlencoded",
+            many(|i| format!("venueIds[{i}]=v1"), "&"),
+        ),
+    ];
+    for (content_type, body) in bodies {
+        let what = body[..40].to_owned();
+        let request = Request::post("/x/y")
+            .bearer(&token)
+            .header("Content-Type", content_type)
+            .body(body);
+        let before = Instant::now();
+        let mut connection = Client::to(gateway.addr()).connect();
+        let sending = connection.send_meanwhile(request.bytes());
+        let status = connection.read_response().status;
+        let took = before.elapsed();
+        drop(connection);
+        sending.join().unwrap();
+        assert!([200, 400].contains(&status), "{what}: {status}");
+        assert!(took < Duration::from_secs(5), "{what}: {took:?}");
+    }
+}
+
+#[test]
 fn who_waits_for_100_continue_is_refused_without_it_where_the_head_says_enough() {
     let platform = Platform::with_members(&MEMBERS);
     let gateway = platform.start("");

@@ -136,7 +136,7 @@ fn others() -> Vec<(String, Request)> {
     ] {
         all.push((format!("{content_type} {body}"), typed(content_type, body)));
     }
-    let binary = [vec![0, 0xff, 0xfe, b'{'], noise(5000)].concat();
+    let binary = [vec![0x89, 0, 0xff, b'{'], noise(5000)].concat();
     for content_type in ["application/octet-stream", "image/png", "application/pdf"] {
         all.push((
             format!("{content_type}, binary"),
@@ -193,7 +193,7 @@ fn large() -> Vec<(String, Request)> {
         let chunked = chunked.chunked(body.chunks(100_000).collect());
         all.push((format!("{what} of JSON in chunks"), chunked));
         let mut binary = noise(size);
-        binary[0] = 0;
+        binary[0] = 0x89;
         let binary = typed("application/octet-stream", binary);
         all.push((format!("{what} of bytes"), binary));
     }
