@@ -103,6 +103,24 @@ fn blacklist_a_token() {
 }
 
 #[test]
+fn tell_that_a_user_has_changed() {
+    let drill = Drill::start();
+    let of = |asked: &Recorded, role: &str| {
+        let id = asked.target.rsplit('/').next().unwrap();
+        Reply::json(json!({"id": id, "tenant_id": "t1", "role": role}))
+    };
+    let token = Token::user("u1").without("role").hs256();
+    let create = || drill.status(&Request::post("/api/v1/events/x").bearer(&token));
+    drill.backend.set(move |asked| of(asked, "venue-manager"));
+    assert_eq!(create(), 200);
+    drill.backend.set(move |asked| of(asked, "customer"));
+    assert_eq!(create(), 200, "he is remembered");
+    let line = "redis-cli PUBLISH cache:forget session:user:ID";
+    assert_eq!(drill.runs(README, line, &[("ID", "u1")]), "1");
+    drill.soon("he is asked for again", || create() == 403);
+}
+
+#[test]
 fn check_the_health() {
     let drill = Drill::start();
     for path in ["health", "ready", "live"] {

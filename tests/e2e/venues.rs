@@ -852,8 +852,17 @@ fn who_waits_for_100_continue_is_refused_without_it_where_the_head_says_enough()
         connection.send(&waiting(target, "v1").head_bytes());
         assert_eq!(connection.read_response().status, 404, "{target}");
     }
-    for (venue, status, seen) in [("v9", 404, 0), ("v1", 200, 1)] {
-        let request = waiting("/x/y", venue);
+    for (venue, filler, status, seen) in [
+        ("v9", 0, 404, 0),
+        ("v1", 0, 200, 1),
+        ("v9", 200_000, 404, 1),
+        ("v1", 200_000, 200, 2),
+    ] {
+        let body = json!({"filler": "z".repeat(filler), "venueId": venue});
+        let request = Request::post("/x/y")
+            .bearer(&token)
+            .header("Expect", "100-continue")
+            .json(&body);
         let mut connection = Client::to(gateway.addr()).connect();
         connection.send(&request.head_bytes());
         assert_eq!(connection.read_response().status, 100);

@@ -604,8 +604,6 @@ pub fn readers() -> Vec<Attempt> {
             r#"{"venue":{"key":"v9"}}"#,
             r#"{"venue":{"value":"v9"}}"#,
             r#"{"venueData":{"id":"v9"}}"#,
-            r#"{"tenants":["t2"]}"#,
-            r#"{"targetTenantId":"t2"}"#,
             r#"{"venue":{"$in":["v9"]}}"#,
             r#"{"venue":{"$oid":"v9"}}"#,
             r#"{"venue":{"uuid":"v9"}}"#,
@@ -667,6 +665,22 @@ pub fn readers() -> Vec<Attempt> {
         let request = Request::get("/fields/x").header(name, value);
         all.push(attempt(format!("{name}: {value}"), request, Either));
     }
+    all.extend(in_json(
+        &[r#"{"tenants":["t2"]}"#, r#"{"targetTenantId":"t2"}"#],
+        Tenant,
+    ));
+    all.extend(in_json(
+        &[
+            r#"{"imageable_type":"Venue","imageable_id":"v9"}"#,
+            r#"{"resourceType":"venue","resourceId":"v9"}"#,
+        ],
+        Either,
+    ));
+    let many = format!(
+        r#"{{"type":"venues",{}"id":"v9"}}"#,
+        r#""id":"v1","#.repeat(2000)
+    );
+    all.push(attempt("the last of many ids", json_body(many), Either));
     let api = typed(
         "application/vnd.api+json",
         r#"{"data":{"type":"venues","id":"v9"}}"#,
@@ -809,7 +823,6 @@ fn types_of_bodies() -> Vec<Attempt> {
         "text/plain; x=application/json",
         "application/octet-stream",
         "application/x-ndjson",
-        "image/png",
         "json",
     ];
     for content_type in types {
