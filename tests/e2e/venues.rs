@@ -328,8 +328,13 @@ fn nothing_of_a_body_is_sent_before_its_end_has_come() {
                 assert_eq!(other.send_to(gateway.addr()).status, 200);
             }
             assert!(connection.stays_open());
+            // What was begun and refused before may be noted only now.
             let seen = platform.backend.requests().split_off(before);
-            assert!(seen.iter().all(|one| one.path() == "/x/other"), "{venue}");
+            let is_nothing = |one: &Recorded| !one.complete && one.body.is_empty();
+            let foreign = seen
+                .iter()
+                .find(|one| one.path() != "/x/other" && !is_nothing(one));
+            assert!(foreign.is_none(), "{venue}: {foreign:?}");
             connection.send(last);
             assert_eq!(connection.read_response().status, status);
         }
