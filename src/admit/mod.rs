@@ -119,11 +119,7 @@ impl Gateway {
                 }
             }
         }
-        let is_confined = route.venues != VenueRule::Any
-            && ctx
-                .caller
-                .as_ref()
-                .is_some_and(|caller| !self.crosses_venues(caller));
+        let is_confined = route.venues != VenueRule::Any && ctx.caller.is_some();
         let named = is_confined.then(|| tenancy::Head::read(session, &route, &path_venues));
         let mut body = None;
         if ctx.who().is_some_and(|who| route.limits_by_event(who)) {

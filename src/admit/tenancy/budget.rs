@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// For all bodies that are held, in bytes.
-const ALL: usize = 128 << 20;
+const ALL: usize = 256 << 20;
 
 /// For those of one tenant, and of who shares its place.
-const ONE: usize = ALL / 8;
+const ONE: usize = ALL / 4;
 
 /// Places of tenants, by hash.
 const PLACES: usize = 64;
