@@ -34,7 +34,7 @@ use crate::observe::sink::Sink;
 use crate::observe::{LogSettings, TracingConfig};
 use crate::ops::{Ops, Private};
 use crate::route::{self, Table};
-use crate::state::{Cache, Lookups, Redis, RedisHealth, Remembers, Revoked};
+use crate::state::{Cache, Home, Lookups, Redis, RedisHealth, Remembers, Revoked};
 use listen::{Announce, reserve};
 
 #[derive(Debug, Deserialize)]
@@ -181,7 +181,7 @@ pub fn compile(
         &metrics.redis,
         p,
     );
-    let books = Arc::new(Books::default());
+    let (books, home) = (Arc::new(Books::default()), Home::default());
     let shared = redis
         .as_ref()
         .map(|redis| Shared::new(redis.commands.clone(), books.clone()));
@@ -255,7 +255,7 @@ pub fn compile(
     tasks.extend(
         redis
             .into_iter()
-            .flat_map(|redis| redis.tasks(books.clone(), memories.clone())),
+            .flat_map(|redis| redis.tasks(books.clone(), memories.clone(), home.clone())),
     );
     Ok(Compiled {
         front: FrontParts {
@@ -269,6 +269,7 @@ pub fn compile(
             secure_headers: secure_headers.clone(),
             unmatched: unmatched.clone(),
             logger: logger.clone(),
+            home,
         },
         gateway: Gateway {
             trusted: TrustedProxies::new(trusted_proxies),

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 
 use super::connection::Connection;
 use super::health::{RedisHealth, RedisState};
+use super::home::Home;
 use super::topology::{Topology, silent};
 use crate::observe::registry::RedisMetrics;
 
@@ -55,9 +56,11 @@ pub trait Prepare: Send + Sync {
 }
 
 /// The background task that keeps the connections.
+#[derive(Clone)]
 pub struct Keeper {
     pub redis: Arc<Redis>,
     pub prepare: Arc<dyn Prepare>,
+    pub home: Home,
 }
 
 /// The pause between two tries to connect, and the longest of these: who is back is taken up again within two seconds.
@@ -210,26 +213,34 @@ impl Keeper {
     }
 }
 
+impl Keeper {
+    /// Keeps one connection until the process ends.
+    async fn keep_always(self, place: usize, mut shutdown: ShutdownWatch) {
+        let link = &self.redis.links[place];
+        loop {
+            tokio::select! {
+                kept = self.keep(link) => if let Err(e) = kept {
+                    log::debug!("redis: {e}");
+                },
+                _ = shutdown.changed() => return,
+            }
+            link.connection.store(None);
+            self.redis.observe();
+            tokio::time::sleep(RECONNECT).await;
+            self.redis.reconnects.inc();
+        }
+    }
+}
+
 #[async_trait]
 impl BackgroundService for Keeper {
-    async fn start(&self, shutdown: ShutdownWatch) {
-        let kept = self.redis.links.iter().map(|link| {
-            let mut shutdown = shutdown.clone();
-            async move {
-                loop {
-                    tokio::select! {
-                        kept = self.keep(link) => if let Err(e) = kept {
-                            log::debug!("redis: {e}");
-                        },
-                        _ = shutdown.changed() => return,
-                    }
-                    link.connection.store(None);
-                    self.redis.observe();
-                    tokio::time::sleep(RECONNECT).await;
-                    self.redis.reconnects.inc();
-                }
-            }
-        });
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let home = tokio::select! {
+            home = self.home.found() => home,
+            _ = shutdown.changed() => return,
+        };
+        let kept = (0..self.redis.links.len())
+            .map(|place| home.spawn(self.clone().keep_always(place, shutdown.clone())));
         futures::future::join_all(kept).await;
     }
 }

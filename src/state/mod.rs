@@ -13,6 +13,7 @@ mod connect;
 mod connection;
 mod follow;
 mod health;
+mod home;
 mod kept;
 mod keys;
 mod own;
@@ -35,6 +36,7 @@ pub use connect::Operator;
 pub use connection::Connection;
 use follow::Follow;
 pub use health::{RedisHealth, RedisState};
+pub use home::Home;
 pub use kept::{Kept, Settle};
 pub use keys::{
     API_KEY_DIGESTS, API_KEY_LOCK, API_KEYS, Family, blacklisted, chosen_key_part, key_part,
@@ -53,12 +55,20 @@ impl Connected {
         self,
         prepare: Arc<dyn Prepare>,
         memories: Vec<Arc<dyn Remembers>>,
+        home: Home,
     ) -> [Box<dyn BackgroundService + Send + Sync>; 2] {
         let Self {
             mut follow,
             commands: redis,
         } = self;
         follow.memories = memories;
-        [Box::new(follow), Box::new(Keeper { redis, prepare })]
+        [
+            Box::new(follow),
+            Box::new(Keeper {
+                redis,
+                prepare,
+                home,
+            }),
+        ]
     }
 }
