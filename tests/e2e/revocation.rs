@@ -408,7 +408,9 @@ fn the_gateway_starts_while_redis_is_away_and_takes_it_up_when_it_comes() {
         &token,
         401,
     );
-    assert_eq!(ready(&gateway)["checks"]["redis"], "ok");
+    wait_until("commands have their connections, too", || {
+        ready(&gateway)["checks"]["redis"] == "ok"
+    });
 }
 
 #[test]
