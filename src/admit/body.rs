@@ -60,6 +60,9 @@ pub enum Size {
 
 impl Size {
     pub fn announced(session: &mut Session) -> Self {
+        if session.as_mut().is_body_empty() {
+            return Self::None;
+        }
         let fields = &session.req_header().headers;
         let length = fields.get(CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());

@@ -118,7 +118,11 @@ impl<T> Lookup<T> {
         let pool = pools.get(service)?.clone();
         Some(Self {
             service: service.into(),
-            caller: call::Caller::new(pool, pools.connect_timeout().min(timeout.0)),
+            caller: call::Caller::new(
+                pool,
+                pools.connector(),
+                pools.connect_timeout().min(timeout.0),
+            ),
             cache,
             timeout: timeout.0,
             lives: Lives {

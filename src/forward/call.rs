@@ -56,10 +56,10 @@ const MOST_INTERIM: usize = 8;
 const LARGEST: usize = 64 << 10;
 
 impl Caller {
-    pub fn new(pool: Arc<Pool>, connect: Duration) -> Self {
+    pub fn new(pool: Arc<Pool>, connector: Arc<Connector>, connect: Duration) -> Self {
         Self {
             pool,
-            connector: Arc::new(Connector::new(None)),
+            connector,
             baseline: Baseline::default(),
             connect,
         }

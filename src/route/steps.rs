@@ -98,6 +98,10 @@ impl Walk<'_> {
 
     /// A segment that the client chose.
     fn step(&mut self, segment: &str) {
+        let is_telling = |b: u8| matches!(b, b'v' | b'V' | b't' | b'T' | b'%' | b'(' | b'=' | b':');
+        if self.announced == Announced::Nothing && !segment.bytes().any(is_telling) {
+            return;
+        }
         if segment.is_empty() {
             return;
         }

@@ -120,7 +120,9 @@ impl Head {
         let query = request.uri.query().unwrap_or_default();
         names::in_form(query.as_bytes(), head.of_venues, &mut head.target)?;
         for name in request.headers.keys() {
-            if name.as_str().contains("venue") {
+            // Most names show at once that they are no venue's.
+            let name_has_v = memchr::memchr(b'v', name.as_str().as_bytes()).is_some();
+            if name_has_v && name.as_str().contains("venue") {
                 names::in_field(name, &request.headers, &mut head.fields)?;
             }
         }

@@ -70,6 +70,8 @@ pub struct Pools {
     /// The time that a service names for its routes.
     service_timeouts: BTreeMap<String, TimeoutConfig>,
     timeouts: NamedTimeouts,
+    /// For what the gateway itself asks services. One for all: each would read the system's certificates.
+    connector: Arc<Connector>,
 }
 
 /// One service.
@@ -101,9 +103,11 @@ impl Pools {
             by_name: BTreeMap::new(),
             service_timeouts: BTreeMap::new(),
             timeouts,
+            connector: Arc::new(Connector::new(None)),
         };
         defaults.check(problems);
-        let connector = Arc::new(Connector::new(None));
+        // Of their own: a check shows that a new connection can be made.
+        let checks = Arc::new(Connector::new(None));
         for (name, mut config) in services {
             if let Some(timeout) = config.timeout.take() {
                 let place = format!("services.{name}");
@@ -111,7 +115,7 @@ impl Pools {
                 pools.service_timeouts.insert(name.clone(), timeout);
             }
             let metrics = Arc::new(metrics.service(&name));
-            let pool = Pool::compile(&name, config, defaults, metrics, &connector, problems);
+            let pool = Pool::compile(&name, config, defaults, metrics, &checks, problems);
             pools.by_name.insert(name, Arc::new(pool));
         }
         pools
@@ -123,6 +127,10 @@ impl Pools {
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Pool>> {
         self.by_name.values()
+    }
+
+    pub fn connector(&self) -> Arc<Connector> {
+        self.connector.clone()
     }
 
     /// To connect to an instance.
