@@ -20,6 +20,7 @@ use crate::observe::trace::Trace;
 use crate::ops::Endpoint;
 use crate::reply::Refusal;
 use crate::route::{MethodIndex, Route};
+use crate::state::Family;
 
 /// One request's state.
 pub struct Ctx {
@@ -51,6 +52,8 @@ pub struct Ctx {
     pub beside: Option<Arc<Caller>>,
     /// The venue that the request names first. (admit)
     pub venue: Option<Box<str>>,
+    /// The login that this logout ends beside its token's own. (admit)
+    pub ends_family: Option<Family>,
     /// What holds the body back until it is judged. (admit)
     pub hold: Option<Box<Hold>>,
     /// The event that a purchase is about. (admit)
@@ -90,6 +93,7 @@ impl Ctx {
             caller: None,
             beside: None,
             venue: None,
+            ends_family: None,
             hold: None,
             event: None,
             standing: None,

@@ -145,6 +145,7 @@ impl<T> Lookup<T> {
             fields: &fields,
             tenant: caller.tenant.as_bytes(),
             until,
+            patience: self.timeout,
         };
         let answer = self.caller.ask(&question).await.map_err(|_| Unknown)?;
         match answer.status {
@@ -181,7 +182,8 @@ fn fields(caller: &Caller, behalf: Behalf<'_>, until: Instant) -> HeaderMap {
     fields.insert(X_GATEWAY_FORWARDED, HeaderValue::from_static("true"));
     fields.insert(X_TENANT_ID, caller.tenant.clone());
     fields.insert(X_TENANT_SOURCE, caller.source.header());
-    fields.insert(X_REQUEST_DEADLINE, Deadline::at_most(until).header());
+    let until = Deadline::at_most(until.min(behalf.deadline.at()));
+    fields.insert(X_REQUEST_DEADLINE, until.header());
     if let Some(trace) = behalf.trace {
         fields.insert(TRACEPARENT, trace.header());
     }

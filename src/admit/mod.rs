@@ -31,6 +31,7 @@ use crate::reply::{Answer, Refusal};
 use crate::route::{Found, MethodIndex, Route, rebuild_target, split_target, target_of};
 use auth::refresh::SessionStep;
 use auth::{AuthError, AuthRule, Caller, Identified, MissingPermission};
+use body::Size;
 use cors::Cors;
 use limits::event;
 use tenancy::VenueRule;
@@ -102,7 +103,14 @@ impl Gateway {
                     let is_needed =
                         route.auth == AuthRule::Ops || route.permission(method).is_some();
                     ctx.caller = Some(caller.clone());
-                    let caller = self.auth.complete(caller, is_needed, ctx.behalf()?).await?; // 401, 503
+                    let known = self.auth.complete(caller, is_needed, ctx.behalf()?).await;
+                    let caller = match known {
+                        Ok(caller) => caller,
+                        Err(unknown) => {
+                            self.spend(ctx).await?; // 429
+                            return Err(unknown.into()); // 401, 503
+                        }
+                    };
                     ctx.caller = Some(caller.clone());
                     for holder in std::iter::once(&caller).chain(&beside) {
                         self.check_permission(&route, method, holder, owner_parameter.as_deref())?; // 403
@@ -125,6 +133,12 @@ impl Gateway {
         if ctx.who().is_some_and(|who| route.limits_by_event(who)) {
             let read = body.insert(Box::pin(body::read(session, ctx, body::SMALL)).await?); // 408, 413
             ctx.event = Some(event::find(&session.req_header().headers, read)?); // 400
+        }
+        if ctx.is_logout() && body.is_none() && Size::announced(session) == Size::Small {
+            body = Some(Box::pin(body::read(session, ctx, body::SMALL)).await?); // 408
+        }
+        if let (Some(refresh), Some(body)) = (&self.auth.refresh, &body) {
+            self.note_family(refresh, body, ctx);
         }
         self.spend(ctx).await?; // 429
         if let Some(named) = named {

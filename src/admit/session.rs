@@ -60,6 +60,18 @@ impl Gateway {
         }
     }
 
+    /// The login that a logout ends by its refresh token: access tokens of auth-service name no family.
+    pub(super) fn note_family(&self, refresh: &Refresh, body: &[u8], ctx: &mut Ctx) {
+        let Some(facts) = ctx.caller.as_ref().and_then(|caller| caller.token.as_ref()) else {
+            return;
+        };
+        if ctx.is_logout()
+            && let Ok(token) = refresh::token_of(body)
+        {
+            ctx.ends_family = refresh.family_of(&token, facts);
+        }
+    }
+
     /// auth-service has let the caller go: that takes effect before the client hears of it.
     pub async fn log_out(&self, session: &Session, ctx: &Ctx) {
         let token = token(&session.req_header().headers).map(str::to_owned);
@@ -67,10 +79,11 @@ impl Gateway {
             return;
         };
         let (logout, bearer) = (self.auth.logout.clone(), caller.clone());
+        let family = ctx.ends_family.clone();
         // By itself: a client that goes away meanwhile does not take it back.
         let revoked = tokio::spawn(async move {
             if let Some(facts) = &bearer.token {
-                logout.revoke(&token, facts).await;
+                logout.revoke(&token, facts, family.as_ref()).await;
             }
         });
         if let Err(e) = revoked.await {

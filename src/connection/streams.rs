@@ -116,13 +116,12 @@ pub struct Ask(pub Arc<Streams>);
 
 #[async_trait]
 impl BackgroundService for Ask {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
+    /// Until the process ends: streams are open meanwhile.
+    async fn start(&self, _: ShutdownWatch) {
         let Self(streams) = self;
         loop {
-            tokio::select! {
-                () = streams.revoked.news() => streams.ask_all(),
-                _ = shutdown.changed() => return,
-            }
+            streams.revoked.news().await;
+            streams.ask_all();
             tokio::time::sleep(PAUSE).await;
         }
     }

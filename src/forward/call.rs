@@ -36,6 +36,8 @@ pub struct Question<'a> {
     pub tenant: &'a [u8],
     /// When the answer is no use any more.
     pub until: Instant,
+    /// What an answer may take.
+    pub patience: Duration,
 }
 
 /// What the service said.
@@ -108,6 +110,11 @@ impl Caller {
                 Err(failure) => failure,
             };
             let now = Instant::now();
+            // It waited for its turn, and had next to no time left: that is nobody's fault.
+            if failure == Failure::Timeout && attempt.lasts(now) < question.patience / 2 {
+                permit.end(Outcome::Unknown);
+                return Err(NoAnswer);
+            }
             attempt.failed(failure, now);
             tried.push(attempt.member.address);
             let left = question.until.saturating_duration_since(now);
@@ -167,7 +174,7 @@ impl Caller {
                 let took = attempt.answered(now);
                 self.pool.limiter.observe(&self.baseline, took, now);
             }
-            Err(Failure::Timeout) => {
+            Err(Failure::Timeout) if attempt.lasts(now) >= question.patience / 2 => {
                 let took = attempt.lasts(now);
                 self.pool.limiter.observe(&self.baseline, took, now);
             }

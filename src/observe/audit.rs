@@ -95,10 +95,15 @@ impl Gateway {
         let Some(event) = Event::of(refusal) else {
             return;
         };
-        let venue = match refusal {
-            Refusal::ForeignVenue { venue, .. } => Some(&**venue),
-            _ => None,
+        let (venue, tenant) = match refusal {
+            Refusal::ForeignVenue { venue, .. } => (Some(&**venue), None),
+            Refusal::ForeignTenant(tenant) => (None, Some(&**tenant)),
+            _ => (None, None),
         };
+        let own = ctx
+            .caller
+            .as_ref()
+            .and_then(|caller| caller.tenant.to_str().ok());
         let request = session.req_header();
         self.logger.audit(&Incident {
             event,
@@ -107,7 +112,11 @@ impl Gateway {
             client: ctx.client,
             method: request.method.as_str(),
             target: target_of(request),
-            more: &[("venueId", venue)],
+            more: &[
+                ("venueId", venue),
+                ("tenantId", own.filter(|_| venue.or(tenant).is_some())),
+                ("foreignTenantId", tenant),
+            ],
         });
     }
 }

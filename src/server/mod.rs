@@ -34,7 +34,7 @@ use crate::observe::sink::Sink;
 use crate::observe::{LogSettings, TracingConfig};
 use crate::ops::{Ops, Private};
 use crate::route::{self, Table};
-use crate::state::{Cache, Home, Lookups, Redis, RedisHealth, Remembers, Revoked};
+use crate::state::{CACHES, Cache, Home, Lookups, Redis, RedisHealth, Remembers, Revoked};
 use listen::{Announce, reserve};
 
 #[derive(Debug, Deserialize)]
@@ -212,8 +212,8 @@ pub fn compile(
     };
     let pools = Arc::new(Pools::compile(services, timeouts, &defaults, &metrics, p));
     let commands = redis.as_ref().map(|redis| &redis.commands);
-    let users = remembered("user", commands, &metrics);
-    let members = remembered("member", commands, &metrics);
+    let users = remembered("user", CACHES[0], commands, &metrics);
+    let members = remembered("member", CACHES[1], commands, &metrics);
 
     let parts = auth::Parts {
         stage,
@@ -300,6 +300,7 @@ pub fn compile(
 /// What other services know, as far as this process remembers it.
 fn remembered<T: Serialize + DeserializeOwned + Send + Sync>(
     what: &str,
+    prefix: &'static str,
     redis: Option<&Arc<Redis>>,
     metrics: &Metrics,
 ) -> Arc<Cache<T>> {
@@ -307,6 +308,7 @@ fn remembered<T: Serialize + DeserializeOwned + Send + Sync>(
     const MOST: usize = 100_000;
     Arc::new(Cache::new(
         MOST,
+        prefix,
         redis.cloned(),
         Lookups::of(what, &metrics.lookups),
     ))

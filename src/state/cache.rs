@@ -5,7 +5,7 @@
 
 use std::hash::Hash;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus::{IntCounter, IntCounterVec};
@@ -32,10 +32,16 @@ pub fn memory<K: Eq + Hash, T: Clone>(capacity: usize) -> Memory<K, T> {
 /// Answers by their key in Redis.
 pub struct Cache<T> {
     memory: Memory<String, Entry<T>>,
+    /// What its keys begin with.
+    prefix: &'static str,
     redis: Option<Arc<Redis>>,
     /// Each rises when one of its keys is forgotten.
     generations: Box<[AtomicU64]>,
     hasher: ahash::RandomState,
+    /// Unix seconds: what was put into Redis before may have been called back unheard. 0: nothing was missed.
+    trusted_since: AtomicU64,
+    /// Redis was heard once.
+    was_heard: AtomicBool,
     lookups: Lookups,
 }
 
@@ -59,7 +65,8 @@ struct Entry<T> {
 /// What stands in Redis.
 #[derive(Serialize, Deserialize)]
 struct Stored<T> {
-    /// Unix seconds: no tier remembers it for longer.
+    /// Unix seconds: when it was stored, and until when any tier remembers it.
+    since: u64,
     until: u64,
     #[serde(flatten)]
     known: T,
@@ -78,12 +85,20 @@ const LIFE_OF_UNKNOWN: Duration = Duration::from_millis(200);
 const PATIENCE: usize = 4;
 
 impl<T: Serialize + DeserializeOwned + Send + Sync> Cache<T> {
-    pub fn new(capacity: usize, redis: Option<Arc<Redis>>, lookups: Lookups) -> Self {
+    pub fn new(
+        capacity: usize,
+        prefix: &'static str,
+        redis: Option<Arc<Redis>>,
+        lookups: Lookups,
+    ) -> Self {
         Self {
+            prefix,
             memory: memory(capacity),
             redis,
             generations: (0..GENERATIONS).map(|_| AtomicU64::new(0)).collect(),
             hasher: ahash::RandomState::new(),
+            trusted_since: AtomicU64::new(0),
+            was_heard: AtomicBool::new(false),
             lookups,
         }
     }
@@ -121,6 +136,10 @@ impl<T: Serialize + DeserializeOwned + Send + Sync> Cache<T> {
                     if self.generation(key).load(Ordering::SeqCst) == generation {
                         let _ = guard.insert(entry);
                     }
+                    // Who forgot it in between has not seen it.
+                    if self.generation(key).load(Ordering::SeqCst) != generation {
+                        self.memory.remove(place.as_str());
+                    }
                     return outcome;
                 }
             }
@@ -147,8 +166,10 @@ impl<T: Serialize + DeserializeOwned + Send + Sync> Cache<T> {
             };
         };
         self.lookups.asked.inc();
+        let since = unix_now();
         let stored = Stored {
-            until: unix_now() + life.as_secs(),
+            since,
+            until: since + life.as_secs(),
             known,
         };
         self.store(key, &stored, life, generation).await;
@@ -162,7 +183,14 @@ impl<T: Serialize + DeserializeOwned + Send + Sync> Cache<T> {
         let redis = self.redis.as_ref()?;
         let text: Option<Vec<u8>> = redis.run(redis::cmd("GET").arg(key)).await.ok()?;
         // What others have put there is no answer of ours.
-        let Stored { until, known } = serde_json::from_slice(&text?).ok()?;
+        let Stored {
+            since,
+            until,
+            known,
+        } = serde_json::from_slice(&text?).ok()?;
+        if since <= self.trusted_since.load(Ordering::SeqCst) {
+            return None;
+        }
         let left = Duration::from_secs(until.checked_sub(unix_now())?);
         let is_fresh = !left.is_zero() && left <= LONGEST_LIFE && is_it(&known);
         is_fresh.then(|| Entry {
@@ -177,9 +205,9 @@ impl<T: Serialize + DeserializeOwned + Send + Sync> Cache<T> {
         };
         let mut set = redis::cmd("SET");
         set.arg(key).arg(text).arg("EX").arg(life.as_secs().max(1));
-        let stored: Result<(), _> = redis.run(&set).await;
-        // Who forgot it meanwhile came before us.
-        if stored.is_ok() && self.generation(key).load(Ordering::SeqCst) != generation {
+        let _: Result<(), _> = redis.run(&set).await;
+        // Who forgot it meanwhile came before us; and what has had no answer may come about later.
+        if self.generation(key).load(Ordering::SeqCst) != generation {
             let _: Result<(), _> = redis.run(redis::cmd("DEL").arg(key)).await;
         }
     }
@@ -198,6 +226,9 @@ impl<T> Cache<T> {
 
 impl<T: Send + Sync> Remembers for Cache<T> {
     fn forget(&self, key: &[u8]) {
+        if !key.starts_with(self.prefix.as_bytes()) {
+            return;
+        }
         self.generation(key).fetch_add(1, Ordering::SeqCst);
         // Whoever's it is.
         let is_other = |place: &String| match place.split_once(BETWEEN) {
@@ -210,6 +241,9 @@ impl<T: Send + Sync> Remembers for Cache<T> {
     fn forget_all(&self) {
         for generation in &self.generations {
             generation.fetch_add(1, Ordering::SeqCst);
+        }
+        if self.was_heard.swap(true, Ordering::SeqCst) {
+            self.trusted_since.store(unix_now(), Ordering::SeqCst);
         }
         self.memory.clear();
     }

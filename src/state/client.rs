@@ -215,14 +215,11 @@ impl Keeper {
 
 impl Keeper {
     /// Keeps one connection until the process ends.
-    async fn keep_always(self, place: usize, mut shutdown: ShutdownWatch) {
+    async fn keep_always(self, place: usize) {
         let link = &self.redis.links[place];
         loop {
-            tokio::select! {
-                kept = self.keep(link) => if let Err(e) = kept {
-                    log::debug!("redis: {e}");
-                },
-                _ = shutdown.changed() => return,
+            if let Err(e) = self.keep(link).await {
+                log::debug!("redis: {e}");
             }
             link.connection.store(None);
             self.redis.observe();
@@ -239,8 +236,8 @@ impl BackgroundService for Keeper {
             home = self.home.found() => home,
             _ = shutdown.changed() => return,
         };
-        let kept = (0..self.redis.links.len())
-            .map(|place| home.spawn(self.clone().keep_always(place, shutdown.clone())));
+        let kept =
+            (0..self.redis.links.len()).map(|place| home.spawn(self.clone().keep_always(place)));
         futures::future::join_all(kept).await;
     }
 }

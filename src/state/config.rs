@@ -78,6 +78,7 @@ impl RedisConfig {
     ) -> Option<Connected> {
         let topology = Arc::new(self.topology(problems)?);
         health.begin(topology.mode());
+        revoked.await_reading();
         let follow = Follow::new(topology.clone(), revoked, health.clone(), metrics);
         let commands = Redis::new(connections, topology, health, metrics);
         Some(Connected {

@@ -49,6 +49,9 @@ impl Connection {
     /// # Errors
     /// When the connection is lost.
     pub async fn each(&mut self, commands: Vec<Cmd>) -> RedisResult<Vec<RedisResult<Value>>> {
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
         match self {
             Connection::Server(server) => {
                 let mut pipeline = redis::pipe();

@@ -17,7 +17,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::changes::Remembers;
 use super::connection::Connection;
 use super::health::{RedisHealth, RedisState};
-use super::keys::{CACHES, FORGET, REVOCATIONS, TRACKED};
+use super::keys::{CACHES, FORGET, REVOCATIONS, RevocationKey, TRACKED};
 use super::revoked::{Revoked, Sets};
 use super::topology::Topology;
 use super::watch::{Watch, scan};
@@ -101,8 +101,7 @@ impl Follow {
                 let mut cursor = 0u64;
                 loop {
                     let (next, keys) = scan(master, prefix, cursor).await?;
-                    for key in keys {
-                        let value = value_of(&mut redis.reader, &key).await?;
+                    for (key, value) in values_of(&mut redis.reader, keys).await? {
                         sets.set(&key, value.as_deref());
                     }
                     cursor = next;
@@ -163,6 +162,33 @@ impl Follow {
     }
 }
 
+/// The values of keys, in one go; those whose values do not matter are not asked for.
+async fn values_of(
+    redis: &mut Connection,
+    keys: Vec<Vec<u8>>,
+) -> RedisResult<Vec<(Vec<u8>, Option<Vec<u8>>)>> {
+    let is_time = |key: &Vec<u8>| RevocationKey::parse(key).is_some_and(|key| key.has_time());
+    let (times, marks): (Vec<_>, Vec<_>) = keys.into_iter().partition(is_time);
+    let commands = times
+        .iter()
+        .map(|key| redis::cmd("GET").arg(key).take())
+        .collect();
+    let answers = redis.each(commands).await?;
+    let mut values: Vec<_> = marks
+        .into_iter()
+        .map(|key| (key, Some(Vec::new())))
+        .collect();
+    for (key, answer) in times.into_iter().zip(answers) {
+        let value = match answer {
+            Ok(value) => redis::from_redis_value(value)?,
+            Err(e) if e.code() == Some("WRONGTYPE") => Some(Vec::new()),
+            Err(e) => return Err(e),
+        };
+        values.push((key, value));
+    }
+    Ok(values)
+}
+
 /// A key of another type is there, too: it revokes, and its value is no time.
 async fn value_of(redis: &mut Connection, key: &[u8]) -> RedisResult<Option<Vec<u8>>> {
     match redis::cmd("GET").arg(key).query_async(redis).await {
@@ -173,13 +199,11 @@ async fn value_of(redis: &mut Connection, key: &[u8]) -> RedisResult<Option<Vec<
 
 #[async_trait]
 impl BackgroundService for Follow {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
+    /// Until the process ends: who is revoked while it drains is refused, and cut.
+    async fn start(&self, _: ShutdownWatch) {
         let mut told = false;
         loop {
-            let lost = tokio::select! {
-                lost = self.follow() => lost,
-                _ = shutdown.changed() => return,
-            };
+            let lost = self.follow().await;
             // A redis that stays away is told of once.
             if self.health.is_followed() {
                 told = false;
@@ -192,10 +216,8 @@ impl BackgroundService for Follow {
                 let redis = &self.topology;
                 log::warn!("{redis} is away, the last known revocations hold: {why}");
             }
-            tokio::select! {
-                () = tokio::time::sleep(RECONNECT) => self.reconnects.inc(),
-                _ = shutdown.changed() => return,
-            }
+            tokio::time::sleep(RECONNECT).await;
+            self.reconnects.inc();
         }
     }
 }

@@ -1,5 +1,8 @@
 //! The runtime that requests run on. What they talk to at each turn runs there as well: a word to another runtime wakes
 //! another thread, and its answer wakes this one.
+//!
+//! It is found with the first connection from a client. That is our own: `server::listen` tries whether the port answers
+//! before anybody is told of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -86,16 +86,11 @@ pub struct Settle(pub Arc<Kept>);
 
 #[async_trait]
 impl BackgroundService for Settle {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
+    /// Until the process ends: what is in flight may log out as well.
+    async fn start(&self, _: ShutdownWatch) {
         loop {
-            tokio::select! {
-                () = self.0.more.notified() => {}
-                _ = shutdown.changed() => return,
-            }
-            tokio::select! {
-                () = self.0.settle() => {}
-                _ = shutdown.changed() => return,
-            }
+            self.0.more.notified().await;
+            self.0.settle().await;
         }
     }
 }

@@ -89,6 +89,13 @@ pub struct Family(Box<str>);
 /// Longer is no name.
 const LONGEST_FAMILY: usize = 128;
 
+impl RevocationKey<'_> {
+    /// Whether its value says what it revokes.
+    pub fn has_time(&self) -> bool {
+        matches!(self, Self::User(_) | Self::Tenant(_))
+    }
+}
+
 impl<'a> RevocationKey<'a> {
     pub fn parse(key: &'a [u8]) -> Option<Self> {
         if let Some(token) = key.strip_prefix(b"session:blacklist:") {

@@ -1,8 +1,10 @@
 //! What is shared between processes, and what holds while Redis is away.
 //!
-//! Where no Redis is configured everything is kept in this process. With it, revocations are followed in Redis, and limits
-//! are counted there, in one call a request that has a hard time limit. While it is away the last known set and the
-//! process' own windows hold, no request waits for it, and /ready says so (decisions 23 and 33).
+//! Where no Redis is configured everything is kept in this process. With it, revocations are followed in Redis, limits are
+//! counted there, in one call a request that has a hard time limit, and API keys, refresh families and what other services
+//! know of users stand there. While it is away the last known set and the process' own windows hold, no request waits for
+//! it, and /ready says so (decisions 23 and 33). Ids of users, keys and venues are unique over tenants, but where a value
+//! says whose it is.
 
 mod cache;
 mod changes;
@@ -39,7 +41,7 @@ pub use health::{RedisHealth, RedisState};
 pub use home::Home;
 pub use kept::{Kept, Settle};
 pub use keys::{
-    API_KEY_DIGESTS, API_KEY_LOCK, API_KEYS, Family, blacklisted, chosen_key_part, key_part,
+    API_KEY_DIGESTS, API_KEY_LOCK, API_KEYS, CACHES, Family, blacklisted, chosen_key_part, key_part,
 };
 pub use revoked::{Revoked, TokenFacts, signed_part};
 

@@ -27,6 +27,8 @@ pub struct TokenFacts {
 pub struct Revoked {
     /// Nearly always nothing is revoked: then no lock is taken.
     any: AtomicBool,
+    /// There is more in Redis, and none of it was read yet.
+    is_unread: AtomicBool,
     known: RwLock<Known>,
     /// Something may be revoked that was not before.
     news: Notify,
@@ -85,6 +87,17 @@ impl Revoked {
     /// Takes a full reading's place: what it does not name is no longer revoked, but for what this process has revoked.
     pub fn replace(&self, sets: Sets) {
         self.change(|known| known.sets = sets);
+        self.is_unread.store(false, Ordering::Release);
+    }
+
+    /// A full reading will come.
+    pub fn await_reading(&self) {
+        self.is_unread.store(true, Ordering::Release);
+    }
+
+    /// Whether nothing was heard of Redis since the start: what is revoked there is not known.
+    pub fn is_unread(&self) -> bool {
+        self.is_unread.load(Ordering::Acquire)
     }
 
     /// Follows one key: its value, or `None` when it is gone.

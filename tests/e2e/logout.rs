@@ -75,6 +75,30 @@ fn a_logout_ends_the_family_that_the_token_names() {
 }
 
 #[test]
+fn a_logout_ends_the_login_whose_refresh_token_it_brings() {
+    let redis = Redis::start();
+    let (_backend, [a, b]) = start(&redis, PATIENT);
+    // As auth-service mints them: the access token names no family.
+    let minted = |user: &str| {
+        Token::user(user)
+            .claim("type", "refresh")
+            .signed_with(REFRESH_SECRET)
+    };
+    let access = Token::user("u1").hs256();
+    let (own, foreign) = (minted("u1"), minted("u2"));
+    let body = |token: &str| json!({"refreshToken": token});
+    let leave = |token: &str, body: Value| Request::post("/auth/logout").bearer(token).json(&body);
+    let with_foreign = leave(&Token::user("u1").hs256(), body(&foreign));
+    assert_eq!(with_foreign.send_to(a.addr()).status, 200);
+    assert_eq!(refresh_status(&b, &foreign), 200, "another user's stays");
+    let with_own = leave(&access, body(&own));
+    assert_eq!(with_own.send_to(a.addr()).status, 200);
+    for gateway in [&a, &b] {
+        assert_eq!(refresh_status(gateway, &own), 401, "its login has ended");
+    }
+}
+
+#[test]
 fn what_auth_service_does_not_grant_changes_nothing() {
     let redis = Redis::start();
     let (backend, [a]) = start(&redis, PATIENT);

@@ -414,6 +414,44 @@ fn the_gateway_starts_while_redis_is_away_and_takes_it_up_when_it_comes() {
 }
 
 #[test]
+fn where_it_is_asked_for_no_token_counts_before_revocations_were_read() {
+    let mut redis = Redis::start();
+    redis.kill();
+    let backend = Upstream::start();
+    let refuse = "auth: { revocation: { unknown: refuse },";
+    let gateway = Gateway::with(&yaml(&backend).replace("auth: {", refuse))
+        .env("REDIS_HOST", redis.addr().ip())
+        .env("REDIS_PORT", redis.port())
+        .start();
+    let token = token::customer();
+    let response = Request::get("/").bearer(&token).send_to(gateway.addr());
+    assert_eq!(response.status, 503, "{}", response.text());
+    assert!(response.header("Retry-After").is_some());
+    assert_eq!(backend.count(), 0);
+    redis.restart();
+    wait_status_within(Duration::from_secs(8), "it was read", &gateway, &token, 200);
+    redis.kill();
+    wait_until("redis is away again", || {
+        ready(&gateway)["checks"]["redis"] == "degraded"
+    });
+    assert_eq!(status(&gateway, &token), 200, "the last known set holds");
+}
+
+#[test]
+fn a_stream_is_cut_also_while_the_gateway_drains() {
+    let redis = Redis::start();
+    let (_fleet, [gateway]) = streaming::<1>(&redis);
+    let token = Token::user("u1").claim("jti", "drains").hs256();
+    let mut stream = open_stream(&gateway, "/idle/quiet", &token, "drains");
+    gateway.signal(15);
+    gateway.wait_log(|line| line["msg"].to_string().contains("told to end"));
+    assert!(stream.stays_open(), "it is finished in peace");
+    redis.command(&["SET", "session:revoked:jti:drains", "1"]);
+    assert!(stream.is_closed(), "it is not");
+    assert_eq!(gateway.wait_exit(Duration::from_secs(10)), Some(0));
+}
+
+#[test]
 fn without_redis_in_the_configuration_nothing_is_said_of_it() {
     let backend = Upstream::start();
     let gateway = Gateway::with(&yaml(&backend)).start();

@@ -888,21 +888,21 @@ fn what_stands_in_redis_for_another_tenant_or_in_another_form_is_asked_anew() {
     let gateway = platform.start_on(&redis, "");
     let until = unix_millis() / 1000 + 500;
     let poison = [
-        r#"{"id":"ID","tenant_id":"t2","role":"admin","permissions":["*"],"until":UNTIL}"#,
-        r#"{"id":"u1","tenant_id":"t1","role":"admin","until":UNTIL}"#,
-        r#"{"tenant_id":"t1","role":"admin","until":UNTIL}"#,
-        r#"{"id":"ID","role":"admin","until":UNTIL}"#,
-        r#"{"id":"ID","tenant_id":null,"role":"admin","until":UNTIL}"#,
-        r#"{"id":"ID","tenant_id":["t1"],"role":"admin","until":UNTIL}"#,
-        r#"{"id":"ID","tenant_id":"","role":"admin","until":UNTIL}"#,
-        r#"{"id":"ID","tenant_id":"t1","role":["admin"],"until":UNTIL}"#,
-        r#"{"id":"ID","tenant_id":"t1","permissions":"*","until":UNTIL}"#,
-        r#"{"id":"ID","tenant_id":"t2","tenant_id":"t1","role":"admin","until":UNTIL}"#,
-        r#"[{"id":"ID","tenant_id":"t1","role":"admin","until":UNTIL}]"#,
-        r#"{"id":"ID","tenant_id":"t1","role":"admin","until":UNTIL} x"#,
-        r#"{"id":"ID","tenant_id":"t1","role":"admin","until":UNTIL"#,
+        r#"{"id":"ID","tenant_id":"t2","role":"admin","permissions":["*"],"since":1,"until":UNTIL}"#,
+        r#"{"id":"u1","tenant_id":"t1","role":"admin","since":1,"until":UNTIL}"#,
+        r#"{"tenant_id":"t1","role":"admin","since":1,"until":UNTIL}"#,
+        r#"{"id":"ID","role":"admin","since":1,"until":UNTIL}"#,
+        r#"{"id":"ID","tenant_id":null,"role":"admin","since":1,"until":UNTIL}"#,
+        r#"{"id":"ID","tenant_id":["t1"],"role":"admin","since":1,"until":UNTIL}"#,
+        r#"{"id":"ID","tenant_id":"","role":"admin","since":1,"until":UNTIL}"#,
+        r#"{"id":"ID","tenant_id":"t1","role":["admin"],"since":1,"until":UNTIL}"#,
+        r#"{"id":"ID","tenant_id":"t1","permissions":"*","since":1,"until":UNTIL}"#,
+        r#"{"id":"ID","tenant_id":"t2","tenant_id":"t1","role":"admin","since":1,"until":UNTIL}"#,
+        r#"[{"id":"ID","tenant_id":"t1","role":"admin","since":1,"until":UNTIL}]"#,
+        r#"{"id":"ID","tenant_id":"t1","role":"admin","since":1,"until":UNTIL} x"#,
+        r#"{"id":"ID","tenant_id":"t1","role":"admin","since":1,"until":UNTIL"#,
         r#"{"id":"ID","tenant_id":"t1","role":"admin"}"#,
-        r#"{"id":"ID","tenant_id":"t1","role":"admin","until":1}"#,
+        r#"{"id":"ID","tenant_id":"t1","role":"admin","since":1,"until":1}"#,
         r#"{"id":"ID","tenant_id":"t1","role":"admin","until":99999999999}"#,
         r#"{"id":"ID","tenant_id":"t1","role":"admin","until":-1}"#,
         r#"{"id":"ID","tenant_id":"t1","role":"admin","until":18446744073709551615}"#,
@@ -921,7 +921,7 @@ fn what_stands_in_redis_for_another_tenant_or_in_another_form_is_asked_anew() {
         assert_eq!(platform.auth.count(), number + 1, "{value}");
     }
     // The form in which it would be believed.
-    let good = r#"{"id":"good","tenant_id":"t1","role":"admin","until":UNTIL}"#;
+    let good = r#"{"id":"good","tenant_id":"t1","role":"admin","since":1,"until":UNTIL}"#;
     let good = good.replace("UNTIL", &until.to_string());
     redis.command(&["SET", "session:user:good", &good]);
     let edit = Request::post("/things/x").bearer(&nameless("good"));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::refresh::Families;
 use super::token::{LEEWAY, unix_now};
-use crate::state::{Revoked, Settle, TokenFacts, blacklisted};
+use crate::state::{Family, Revoked, Settle, TokenFacts, blacklisted};
 
 pub struct Logout {
     families: Arc<Families>,
@@ -21,8 +21,9 @@ impl Logout {
         Self { families, revoked }
     }
 
-    /// Revokes the token here, at once, and then in Redis: within a command's time, or when it is back.
-    pub async fn revoke(&self, token: &str, facts: &TokenFacts) {
+    /// Revokes the token here, at once, and then in Redis: within a command's time, or when it is back. Its family ends with
+    /// it, and that of the refresh token beside it.
+    pub async fn revoke(&self, token: &str, facts: &TokenFacts, beside: Option<&Family>) {
         let now = unix_now();
         let until = facts.expires.saturating_add(LEEWAY);
         self.revoked.revoke_token(token.as_bytes(), until, now);
@@ -36,7 +37,7 @@ impl Logout {
             }
         };
         let family_ends = async {
-            if let Some(family) = &facts.family {
+            for family in facts.family.iter().chain(beside) {
                 self.families.kill(family).await;
             }
         };

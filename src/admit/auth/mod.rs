@@ -41,6 +41,7 @@ pub struct AuthConfig {
     pub jwt: JwtConfig,
     pub refresh: RefreshConfig,
     pub users: UsersConfig,
+    pub revocation: RevocationConfig,
     /// Keys by name. Only their SHA-256 is written down.
     pub api_keys: BTreeMap<String, ApiKeyConfig>,
     pub failures: FailureGuardConfig,
@@ -59,6 +60,21 @@ pub struct JwtConfig {
     pub jwks_refresh: Duration,
     /// Verified tokens that are remembered.
     pub cache_tokens: usize,
+}
+
+/// What holds for tokens while revocations were never read from Redis (decision 33).
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RevocationConfig {
+    pub unknown: Unread,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unread {
+    #[default]
+    Accept,
+    Refuse,
 }
 
 /// Whoever was identified. Everything in it was verified; nothing comes from a header that the client may set freely.
@@ -155,6 +171,8 @@ pub struct Auth {
     users: Users,
     failures: FailureGuard,
     attempts: Attempts,
+    /// Asked whether it was read, where no token counts before that.
+    unread: Option<Arc<Revoked>>,
     /// Where POST /auth/refresh is ours.
     pub refresh: Option<Refresh>,
     pub logout: Arc<Logout>,
@@ -199,6 +217,7 @@ impl AuthConfig {
             jwt,
             refresh,
             users,
+            revocation: RevocationConfig { unknown },
             api_keys,
             failures,
         } = self;
@@ -206,6 +225,7 @@ impl AuthConfig {
         let lives = refresh.lives(problems);
         let families = Arc::new(Families::new(lives, redis, revoked.clone()));
         Auth {
+            unread: (unknown == Unread::Refuse).then(|| revoked.clone()),
             refresh: refresh.compile(&jwt, stage, families.clone(), &attempts, problems),
             logout: Arc::new(Logout::new(families, revoked.clone())),
             streams: Arc::new(Streams::new(revoked.clone())),
@@ -265,6 +285,13 @@ impl Auth {
                 beside: None,
             });
         };
+        if self
+            .unread
+            .as_ref()
+            .is_some_and(|revoked| revoked.is_unread())
+        {
+            return Err(AuthError::CannotTell);
+        }
         let caller = match self.tokens.recall(token) {
             Some(known) => known?,
             None => {

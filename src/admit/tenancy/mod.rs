@@ -162,7 +162,7 @@ impl Gateway {
         head: Result<Head, Ambiguous>,
         body: Option<Vec<u8>>,
     ) -> Result<(), Refusal> {
-        let head = self.tolerant(ctx, head)?; // 400
+        let head = head?; // 400
         let Some(route) = ctx.route.clone() else {
             return Err(Refusal::Internal);
         };
@@ -191,18 +191,13 @@ impl Gateway {
             of_venues,
         } = head;
         let in_target = !named.is_empty();
-        let added = named.add_all(&fields);
-        self.tolerant(ctx, added)?; // 400
+        named.add_all(&fields)?; // 400
         // Who would be refused anyhow need not send its body.
         self.check_venues(ctx, &named).await?; // 404, 503
         if size == Size::None {
             return Ok(());
         }
-        let content = match Content::of(&session.req_header().headers) {
-            Ok(content) => content,
-            Err(_) if self.is_tolerated(ctx) => return Ok(()),
-            Err(refusal) => return Err(refusal), // 400, 415
-        };
+        let content = Content::of(&session.req_header().headers)?; // 400, 415
         if size == Size::Large && body.is_none() {
             let tenant = ctx.caller.as_ref().map(|caller| caller.tenant.as_bytes());
             let room = self.tenancy.room.of(tenant.unwrap_or_default());
@@ -213,7 +208,7 @@ impl Gateway {
             Some(body) => body,
             None => body::read(session, ctx, body::SMALL).await?, // 408
         };
-        let named = self.tolerant(ctx, content.read(&body, of_venues))?; // 400
+        let named = content.read(&body, of_venues)?; // 400
         if !in_target && !named.is_empty() {
             // Before a header field, the body says what the request is about.
             ctx.venue = None;
@@ -239,8 +234,7 @@ impl Gateway {
             Step::Wait => Bytes::new(),
             Step::Pass(bytes) => bytes,
             Step::Whole(bytes) => {
-                let read = hold.read(bytes.clone()).await;
-                let named = self.tolerant(ctx, read)?;
+                let named = hold.read(bytes.clone()).await?;
                 self.check_venues(ctx, &named).await?;
                 bytes
             }
@@ -267,26 +261,6 @@ impl Gateway {
                 .await?;
         }
         Ok(())
-    }
-
-    /// To whom venues do not matter, names of venues that could be read in two ways do not either.
-    fn tolerant<T: Default, E: Into<Refusal>>(
-        &self,
-        ctx: &Ctx,
-        read: Result<T, E>,
-    ) -> Result<T, Refusal> {
-        match read {
-            Err(_) if self.is_tolerated(ctx) => Ok(T::default()),
-            read => read.map_err(Into::into),
-        }
-    }
-
-    fn is_tolerated(&self, ctx: &Ctx) -> bool {
-        ctx.beside.is_none()
-            && ctx
-                .caller
-                .as_deref()
-                .is_some_and(|caller| self.crosses_venues(caller))
     }
 
     fn crosses_venues(&self, caller: &Caller) -> bool {
@@ -342,10 +316,16 @@ impl Tenancy {
     }
 }
 
-/// What could be read as a step in a path is no venue's id.
+/// Whether somebody may be asked about it: what has no id's form belongs to nobody, and clients do not choose what services
+/// are asked with.
 fn is_askable(venue: &str) -> bool {
-    !matches!(venue, "." | "..") && !venue.chars().any(char::is_control)
+    let is_plain =
+        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~' | b':' | b'@');
+    venue.len() <= LONGEST_ASKED && venue.bytes().all(is_plain) && !matches!(venue, "." | "..")
 }
+
+/// As long as two UUIDs.
+const LONGEST_ASKED: usize = 72;
 
 // === impl Venues ===
 

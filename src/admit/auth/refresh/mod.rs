@@ -17,7 +17,7 @@ use super::keys::SHORTEST_SECRET;
 use super::{Attempts, JwtConfig};
 use crate::config::{Duration, Problems, Secret, Stage};
 use crate::reply::Refusal;
-use crate::state::{Revoked, TokenFacts};
+use crate::state::{Family, Revoked, TokenFacts};
 pub use body::{LARGEST, check_fields, token_of};
 pub use families::Families;
 use families::{Lives, Presented, Verdict};
@@ -193,6 +193,13 @@ impl Refresh {
         refreshed
     }
 
+    /// The family of a refresh token, if it is a good one of this holder's.
+    pub fn family_of(&self, token: &str, holder: &TokenFacts) -> Option<Family> {
+        let verified = self.mint.verify(token).ok()?;
+        let TokenFacts { user, tenant, .. } = &verified.facts;
+        (*user == holder.user && *tenant == holder.tenant).then_some(verified.family)
+    }
+
     async fn rotate(&self, token: &str, verified: &token::Verified) -> Result<Pair, Reason> {
         let unavailable = |_| Reason::Unavailable;
         if self.revoked.is_revoked(token.as_bytes(), &verified.facts) {
@@ -240,7 +247,8 @@ impl Reason {
 
     /// Whether it counts as a failed authentication of its address.
     pub fn is_suspicious(self) -> bool {
-        !matches!(self, Self::Expired | Self::Unavailable)
+        // The others were good tokens once: who holds them does not guess.
+        matches!(self, Self::Invalid | Self::Reused)
     }
 }
 

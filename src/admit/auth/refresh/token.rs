@@ -32,7 +32,7 @@ pub struct Verified {
 }
 
 /// What the gateway answers: exactly the documented members.
-#[derive(Debug, Serialize)]
+#[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pair {
     access_token: String,
