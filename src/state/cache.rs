@@ -6,7 +6,7 @@
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use prometheus::{IntCounter, IntCounterVec};
 use quick_cache::UnitWeighter;
@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Redis, Remembers};
+use crate::observe::logging::unix_millis;
 
 /// A bounded memory: the least used gives way.
 pub type Memory<K, T> = Bounded<K, T, UnitWeighter, ahash::RandomState>;
@@ -273,7 +274,5 @@ impl Lookups {
 }
 
 fn unix_now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    unix_millis() / 1000
 }

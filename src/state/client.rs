@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use super::connection::Connection;
 use super::health::{RedisHealth, RedisState};
 use super::home::Home;
-use super::topology::{Topology, silent};
+use super::topology::{LONGEST_CONNECT, PING_EVERY, RECONNECT, Topology, silent};
 use crate::observe::registry::RedisMetrics;
 
 /// The connections.
@@ -62,13 +62,6 @@ pub struct Keeper {
     pub prepare: Arc<dyn Prepare>,
     pub home: Home,
 }
-
-/// The pause between two tries to connect, and the longest of these: who is back is taken up again within two seconds.
-const RECONNECT: Duration = Duration::from_millis(500);
-const LONGEST_CONNECT: Duration = Duration::from_secs(1);
-
-/// A connection that died silently is noticed after one of these, also when no request comes.
-const PING_EVERY: Duration = Duration::from_secs(1);
 
 impl Redis {
     pub(super) fn new(

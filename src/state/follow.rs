@@ -5,7 +5,6 @@
 //! every master is followed; over Sentinels the one that they name.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
@@ -19,16 +18,9 @@ use super::connection::Connection;
 use super::health::{RedisHealth, RedisState};
 use super::keys::{CACHES, FORGET, REVOCATIONS, RevocationKey, TRACKED};
 use super::revoked::{Revoked, Sets};
-use super::topology::Topology;
+use super::topology::{LONGEST_CONNECT, PING_EVERY, RECONNECT, Topology};
 use super::watch::{Watch, scan};
 use crate::observe::registry::RedisMetrics;
-
-/// The pause between two tries to connect, and the longest of these: who is back is taken up again within two seconds.
-const RECONNECT: Duration = Duration::from_millis(500);
-const LONGEST_CONNECT: Duration = Duration::from_secs(1);
-
-/// A connection that died silently is noticed after one of these.
-const PING_EVERY: Duration = Duration::from_secs(1);
 
 /// The background task.
 pub struct Follow {

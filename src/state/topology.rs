@@ -45,6 +45,13 @@ pub(super) struct Node {
     pub port: u16,
 }
 
+/// The pause between two tries to connect, and the longest of these: who is back is taken up again within two seconds.
+pub(super) const RECONNECT: Duration = Duration::from_millis(500);
+pub(super) const LONGEST_CONNECT: Duration = Duration::from_secs(1);
+
+/// A connection that died silently is noticed after one of these, also when no request comes.
+pub(super) const PING_EVERY: Duration = Duration::from_secs(1);
+
 impl Topology {
     /// A connection that answers and, over Sentinels, is to a master; over a Cluster, to all of them.
     ///

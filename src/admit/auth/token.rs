@@ -4,7 +4,6 @@
 //! failed, so that no signature is checked twice.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::HeaderValue;
 use jsonwebtoken::errors::ErrorKind;
@@ -17,6 +16,7 @@ use super::{AuthError, Caller, JwtConfig, Source, Tier};
 use crate::admit::permissions::{Permissions, Roles};
 use crate::admit::tenancy::Venues;
 use crate::config::{Problems, Stage};
+use crate::observe::logging::unix_millis;
 use crate::state::{Family, Memory, Revoked, TokenFacts, memory};
 
 /// A token longer than this is no token of ours; it also would not fit the header block beside anything else.
@@ -313,7 +313,5 @@ pub fn is_identifier(text: &str) -> bool {
 }
 
 pub fn unix_now() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs() as i64)
+    (unix_millis() / 1000) as i64
 }

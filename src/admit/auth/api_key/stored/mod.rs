@@ -18,11 +18,10 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, join};
 use parking_lot::Mutex;
 use prometheus::IntCounter;
-use quick_cache::sync::Cache;
 
 use super::{ApiKey, Digest, Given, Record, may_be_plain};
 use crate::admit::auth::{AuthError, Caller};
-use crate::state::{API_KEY_DIGESTS, API_KEYS, Away, Redis, Remembers};
+use crate::state::{API_KEY_DIGESTS, API_KEYS, Away, Memory, Redis, Remembers, memory};
 
 /// How long a key is believed without being asked for again: the documented `API_KEY` life.
 const LIFE: Duration = Duration::from_secs(86_400);
@@ -39,8 +38,8 @@ const UNKNOWN_KEYS: usize = 10_000;
 /// The keys in Redis, and what this process remembers of them.
 pub struct StoredKeys {
     redis: Arc<Redis>,
-    found: Memory<Found>,
-    unknown: Memory<Instant>,
+    found: Memory<Digest, Found>,
+    unknown: Memory<Digest, Instant>,
     /// Held for every write to the memories too: a change and an answer that crosses it come one after the other.
     pending: Mutex<Pending>,
     /// How often changes may have been missed.
@@ -55,8 +54,6 @@ pub struct Lookups {
     pub unknown: IntCounter,
     pub away: IntCounter,
 }
-
-type Memory<T> = Cache<Digest, T, quick_cache::UnitWeighter, ahash::RandomState>;
 
 #[derive(Clone)]
 struct Found {
@@ -279,14 +276,4 @@ impl Found {
     fn is_fresh(&self) -> bool {
         self.since.elapsed() < LIFE
     }
-}
-
-fn memory<T: Clone>(capacity: usize) -> Memory<T> {
-    Cache::with(
-        capacity,
-        capacity as u64,
-        quick_cache::UnitWeighter,
-        ahash::RandomState::new(),
-        Default::default(),
-    )
 }
