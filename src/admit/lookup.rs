@@ -87,6 +87,8 @@ pub struct Setup<'a> {
     /// The place in the configuration.
     pub place: &'a str,
     pub service: &'a str,
+    /// The configuration asks for it: without the service it is at fault.
+    pub is_asked_for: bool,
     pub yes: config::Duration,
     pub no: config::Duration,
     pub timeout: config::Duration,
@@ -103,6 +105,7 @@ impl<T> Lookup<T> {
         let Setup {
             place,
             service,
+            is_asked_for,
             yes,
             no,
             timeout,
@@ -114,6 +117,12 @@ impl<T> Lookup<T> {
         }
         if timeout.0.is_zero() {
             problems.add(format!("{place}.timeout"), "must be longer than nothing");
+        }
+        if is_asked_for && pools.get(service).is_none() {
+            problems.add(
+                format!("{place}.service"),
+                format!("there is no service `{service}`"),
+            );
         }
         let pool = pools.get(service)?.clone();
         Some(Self {

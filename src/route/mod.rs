@@ -318,10 +318,6 @@ impl Route {
         }
     }
 
-    pub fn forwards_cookies(&self) -> bool {
-        self.forward_headers.contains(&http::header::COOKIE)
-    }
-
     fn owner_parameter(&self, captures: &Captures<'_>) -> Option<Box<str>> {
         match &self.owner {
             Owner::PathParameter(index) => captures.parameter(*index).map(Into::into),

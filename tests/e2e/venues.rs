@@ -744,6 +744,22 @@ fn only_an_admin_crosses_venues() {
 }
 
 #[test]
+fn a_cookie_that_is_forwarded_may_name_an_own_venue() {
+    let platform = Platform::with_members(&MEMBERS);
+    let gateway = platform.start("");
+    let token = Token::user("x").claim("venues", json!(["v1"])).hs256();
+    for (cookie, status) in [
+        ("a=1; venueId=v1; b=2", 200),
+        ("a=1; venueId=v9", 404),
+        ("venueId=v1; venueId=v9", 400),
+    ] {
+        let request = Request::get("/cookie/x").header("Cookie", cookie);
+        let response = request.bearer(&token).send_to(gateway.addr());
+        assert_eq!(response.status, status, "{cookie}");
+    }
+}
+
+#[test]
 fn on_routes_without_a_caller_nothing_is_looked_at() {
     let platform = Platform::with_members(&MEMBERS);
     let gateway = platform.start("");

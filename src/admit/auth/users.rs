@@ -70,15 +70,10 @@ impl UsersConfig {
             life_of_no,
             timeout,
         } = self;
-        if (always || service != SERVICE) && pools.get(&service).is_none() {
-            problems.add(
-                "auth.users.service",
-                format!("there is no service `{service}`"),
-            );
-        }
         let setup = Setup {
             place: "auth.users",
             service: &service,
+            is_asked_for: always || service != SERVICE,
             yes: life,
             no: life_of_no,
             timeout,

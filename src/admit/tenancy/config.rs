@@ -51,15 +51,10 @@ impl TenancyConfig {
             life_of_no,
             timeout,
         } = self;
-        if service != SERVICE && pools.get(&service).is_none() {
-            problems.add(
-                "tenancy.service",
-                format!("there is no service `{service}`"),
-            );
-        }
         let setup = Setup {
             place: "tenancy",
             service: &service,
+            is_asked_for: service != SERVICE,
             yes: life,
             no: life_of_no,
             timeout,

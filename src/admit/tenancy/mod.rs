@@ -11,7 +11,7 @@ mod names;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::HeaderName;
+use http::header::{COOKIE, HeaderName};
 use pingora_proxy::Session;
 use prometheus::IntCounter;
 use serde::Deserialize;
@@ -127,10 +127,10 @@ impl Head {
             }
         }
         for name in &route.forward_headers {
-            names::in_values(name, &request.headers, &mut head.fields)?;
-        }
-        if route.forwards_cookies() {
-            names::in_cookies(&request.headers, &mut head.fields)?;
+            match *name == COOKIE {
+                true => names::in_cookies(&request.headers, &mut head.fields)?,
+                false => names::in_values(name, &request.headers, &mut head.fields)?,
+            }
         }
         Ok(head)
     }

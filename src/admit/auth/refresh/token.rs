@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::Reason;
 use super::families::Lives;
-use crate::admit::auth::keys::{VerifyingKey, hs256};
+use crate::admit::auth::keys::{VerifyingKey, hex, hs256};
 use crate::admit::auth::token::{LONGEST_TOKEN, is_identifier, unix_now};
 use crate::config::Secret;
 use crate::state::{Away, Family, TokenFacts, signed_part};
@@ -259,8 +259,4 @@ fn random_id() -> Result<String, Away> {
         Away
     })?;
     Ok(hex(&bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
