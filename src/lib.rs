@@ -4,6 +4,7 @@
 //!
 //! | where | what is decided |
 //! |---|---|
+//! | `listen` | the connection is accepted |
 //! | `connection` | the head arrives whole, in time, and is HTTP (`admit::head`) |
 //! | `gateway` | the phases, in order: the table of contents |
 //! | `admit` | may it go on? address, path, origin, route, size, caller, permission, limits, venues |
@@ -23,6 +24,7 @@ mod connection;
 mod context;
 mod forward;
 mod gateway;
+mod listen;
 mod observe;
 mod ops;
 mod reply;

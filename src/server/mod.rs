@@ -1,19 +1,14 @@
 //! From a configuration to a running process: stores, pools, routes, listeners; and its orderly end.
 
-mod listen;
-
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use ipnet::IpNet;
-use parking_lot::Mutex;
-use pingora::listeners::{L4BufferSettings, ListenerConfig};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
-use pingora::services::listening::Service;
 use prometheus::IntGauge;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -28,6 +23,7 @@ use crate::config::{self, Duration as Time, File, Problems, ServiceName};
 use crate::connection::{Front, FrontParts, Times};
 use crate::forward::pool::{Defaults, HealthChecks, Pools};
 use crate::gateway::Gateway;
+use crate::listen::{Bound, Listen};
 use crate::observe::access_log::Logger;
 use crate::observe::registry::{Metrics, UNMATCHED};
 use crate::observe::sink::Sink;
@@ -35,7 +31,6 @@ use crate::observe::{LogSettings, TracingConfig};
 use crate::ops::{Ops, Private};
 use crate::route::{self, Table};
 use crate::state::{CACHES, Cache, Home, Lookups, Redis, RedisHealth, Remembers, Revoked};
-use listen::{Announce, reserve};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -346,28 +341,22 @@ pub fn run(source: &config::Source, compiled: Compiled, sink: Sink) -> Result<()
 
     let (connections, logger) = (front.connections.clone(), front.logger.clone());
     let proxy = pingora_proxy::http_proxy(&server.configuration, gateway);
-    let mut front = Service::new("front".to_owned(), Front::new(proxy, front));
-    let (reserved, options) = reserve(listen)?;
-    // Heads are read into a buffer of our own and bodies into Pingora's: one more below them would only be 64 KiB for
-    // each idle connection.
-    let buffers = L4BufferSettings::default().read(0);
-    let endpoint = ListenerConfig::tcp(reserved.address.to_string());
-    front.add_listener(endpoint.tcp_socket_options(options).l4_buffer(buffers));
-    server.add_service(front);
-    let mut listeners = vec![("main", reserved)];
+    server.add_service(Listen {
+        name: "front",
+        threads: None,
+        sockets: vec![Bound::to("main", listen)?],
+        app: Arc::new(Front::new(proxy, front)),
+        logger: logger.clone(),
+    });
     if let Some(address) = ops.listen {
-        let mut private = Service::new("private".to_owned(), Private(ops.clone()));
-        private.threads = Some(1);
-        let (reserved, options) = reserve(address)?;
-        private.add_tcp_with_settings(&reserved.address.to_string(), options);
-        server.add_service(private);
-        listeners.push(("private", reserved));
+        server.add_service(Listen {
+            name: "private",
+            threads: Some(1),
+            sockets: vec![Bound::to("private", address)?],
+            app: Arc::new(Private(ops.clone())),
+            logger,
+        });
     }
-    let announce = Announce {
-        listeners: Mutex::new(listeners),
-        logger,
-    };
-    server.add_service(background_service("announce", announce));
     server.add_service(background_service("upkeep", Upkeep(tasks)));
     server.add_service(background_service(
         "drain",
