@@ -32,7 +32,6 @@ use crate::observe::audit::{Event, Incident};
 use crate::observe::registry::{RouteMetrics, UNMATCHED};
 use crate::reply::Refusal;
 use crate::reply::secure_headers::SecureHeaders;
-use crate::state::Home;
 pub use cut::Cut;
 use cut::Watched;
 use guard::Guard;
@@ -51,7 +50,6 @@ pub struct FrontParts {
     pub secure_headers: Arc<SecureHeaders>,
     pub unmatched: Arc<RouteMetrics>,
     pub logger: Arc<Logger>,
-    pub home: Home,
 }
 
 /// How long clients may take, each for a whole head.
@@ -240,7 +238,6 @@ impl ServerApp for Front {
         stream: Stream,
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
-        self.parts.home.is_here();
         let cut = Cut::new(Instant::now());
         cut.clone().scope(self.serve(stream, shutdown, &cut)).await;
         None

@@ -17,6 +17,7 @@ use socket2::{Domain, SockRef, Type};
 use tokio::net::TcpListener;
 
 use crate::observe::access_log::Logger;
+use crate::state::Home;
 pub use socket::Socket;
 
 /// A socket that is bound, and does not listen yet: no client can meet it, and another one at the port shows.
@@ -68,12 +69,17 @@ pub struct Listen<A> {
     pub threads: Option<usize>,
     pub sockets: Vec<Bound>,
     pub app: Arc<A>,
+    /// Is told that requests run on this service's runtime.
+    pub home: Option<Home>,
     pub logger: Arc<Logger>,
 }
 
 #[async_trait]
 impl<A: ServerApp + Send + Sync + 'static> Service for Listen<A> {
     async fn start_service(&mut self, _: Option<ListenFds>, shutdown: ShutdownWatch, _: usize) {
+        if let Some(home) = &self.home {
+            home.is_here();
+        }
         let mut doors = Vec::new();
         for bound in std::mem::take(&mut self.sockets) {
             let (name, address) = (bound.name, bound.address);

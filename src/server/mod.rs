@@ -60,6 +60,7 @@ pub struct ServerConfig {
 pub struct Compiled {
     gateway: Gateway,
     front: FrontParts,
+    home: Home,
     tasks: Vec<Box<dyn BackgroundService + Send + Sync>>,
     pools: Arc<Pools>,
     ops: Arc<Ops>,
@@ -264,8 +265,8 @@ pub fn compile(
             secure_headers: secure_headers.clone(),
             unmatched: unmatched.clone(),
             logger: logger.clone(),
-            home,
         },
+        home,
         gateway: Gateway {
             trusted: TrustedProxies::new(trusted_proxies),
             ops: ops.clone(),
@@ -317,6 +318,7 @@ pub fn run(source: &config::Source, compiled: Compiled, sink: Sink) -> Result<()
     let Compiled {
         gateway,
         front,
+        home,
         tasks,
         pools,
         ops,
@@ -346,6 +348,7 @@ pub fn run(source: &config::Source, compiled: Compiled, sink: Sink) -> Result<()
         threads: None,
         sockets: vec![Bound::to("main", listen)?],
         app: Arc::new(Front::new(proxy, front)),
+        home: Some(home),
         logger: logger.clone(),
     });
     if let Some(address) = ops.listen {
@@ -354,6 +357,7 @@ pub fn run(source: &config::Source, compiled: Compiled, sink: Sink) -> Result<()
             threads: Some(1),
             sockets: vec![Bound::to("private", address)?],
             app: Arc::new(Private(ops.clone())),
+            home: None,
             logger,
         });
     }
