@@ -18,6 +18,7 @@ use crate::forward::exchange::Exchange;
 use crate::observe::registry::InProgress;
 use crate::observe::trace::Trace;
 use crate::ops::Endpoint;
+use crate::policies::Policies;
 use crate::reply::Refusal;
 use crate::route::{MethodIndex, Route};
 use crate::state::Family;
@@ -26,6 +27,8 @@ use crate::state::Family;
 pub struct Ctx {
     /// When its head had arrived. (new)
     pub start: Instant,
+    /// What it is judged by, in all phases. (new)
+    pub policies: Arc<Policies>,
     /// (admit)
     pub request_id: HeaderValue,
     /// (admit)
@@ -77,9 +80,10 @@ pub struct Ctx {
 }
 
 impl Ctx {
-    pub fn new() -> Self {
+    pub fn new(policies: Arc<Policies>) -> Self {
         Self {
             start: Instant::now(),
+            policies,
             request_id: HeaderValue::from_static(""),
             client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             client_text: HeaderValue::from_static(""),

@@ -15,13 +15,8 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::admit::Admitted;
-use crate::admit::address::TrustedProxies;
-use crate::admit::auth::Auth;
 use crate::admit::cors::Cors;
-use crate::admit::limits::Limits;
-use crate::admit::permissions::RoleId;
 use crate::admit::request_id::X_REQUEST_ID;
-use crate::admit::tenancy::Tenancy;
 use crate::context::Ctx;
 use crate::forward::exchange::{Exchange, NotSent};
 use crate::forward::headers;
@@ -31,46 +26,34 @@ use crate::forward::retry::Failure;
 use crate::forward::verdict::{self, Blame};
 use crate::observe::access_log::{Access, Logger};
 use crate::observe::registry::{MethodMetrics, Metrics, RouteMetrics, UNMATCHED};
-use crate::ops::{Endpoint, Ops};
-use crate::reply::secure_headers::SecureHeaders;
+use crate::ops::Endpoint;
+use crate::policies::InForce;
 use crate::reply::{self, Refusal};
-use crate::route::{MethodIndex, Table, target_of};
+use crate::route::{MethodIndex, target_of};
 
-/// The compiled configuration, and what the phases work with.
+/// What the phases work with, beside the policies that [`Ctx`] holds for each request.
 pub struct Gateway {
-    pub trusted: TrustedProxies,
-    pub ops: Arc<Ops>,
-    /// The role that `auth: ops` routes ask for outside `ops.allow` (decision 28).
-    pub admin: Option<RoleId>,
-    pub limits: Limits,
-    pub cors: Cors,
-    pub table: Table,
-    pub auth: Auth,
-    pub tenancy: Tenancy,
-    pub secure_headers: Arc<SecureHeaders>,
-    pub tracing: bool,
-    /// The gap between two pieces of a request body, and the time for the client to take a piece of the answer.
-    pub client_patience: Duration,
+    pub in_force: InForce,
     pub metrics: Arc<Metrics>,
     pub unmatched: Arc<RouteMetrics>,
     pub logger: Arc<Logger>,
 }
 
 impl Gateway {
-    fn method_metrics(&self, ctx: &Ctx, method: &Method) -> &MethodMetrics {
+    fn method_metrics<'a>(&'a self, ctx: &'a Ctx, method: &Method) -> &'a MethodMetrics {
         let index = ctx.method.or_else(|| MethodIndex::of(method));
         match ctx.endpoint {
-            Some(endpoint) => self.ops.route_metrics(endpoint).method(index),
+            Some(endpoint) => ctx.policies.ops.route_metrics(endpoint).method(index),
             None => self.unmatched.method(index),
         }
     }
 
     /// Takes out of a backend's answer what is not for clients, and puts in what every answer carries.
-    fn stamp_response(&self, response: &mut ResponseHeader, ctx: &Ctx) {
+    fn stamp_response(response: &mut ResponseHeader, ctx: &Ctx) {
         reply::rewrite(response, |fields| {
             reply::scrub(fields);
             fields.insert(X_REQUEST_ID, ctx.request_id.clone());
-            self.secure_headers.stamp(fields);
+            ctx.policies.secure_headers.stamp(fields);
             if let Some(standing) = &ctx.standing {
                 standing.stamp(fields);
             }
@@ -84,15 +67,16 @@ impl ProxyHttp for Gateway {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx::new()
+        Ctx::new(self.in_force.load_full())
     }
 
     /// No modules: Pingora's compression would only be built to stay off.
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
-    async fn early_request_filter(&self, session: &mut Session, _: &mut Ctx) -> Result<()> {
-        session.set_read_timeout(Some(self.client_patience));
-        session.set_write_timeout(Some(self.client_patience));
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
+        let patience = ctx.policies.times.patience;
+        session.set_read_timeout(Some(patience));
+        session.set_write_timeout(Some(patience));
         // A client that sends its next request early does not harm this one; `logging` sees to it that the bytes go no
         // further than here.
         session.set_pipelining_enabled(true);
@@ -106,18 +90,12 @@ impl ProxyHttp for Gateway {
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         match self.admit(session, ctx).await {
             Ok(Admitted::GoOn) => return Ok(false),
-            Ok(Admitted::Answered(answer)) => {
-                reply::answer(session, ctx, &self.secure_headers, answer).await?
-            }
-            Ok(Admitted::Refused(refusal)) => {
-                reply::refuse(session, ctx, &self.secure_headers, &refusal).await?
-            }
-            Ok(Admitted::Preflight) => {
-                reply::preflight(session, ctx, &self.secure_headers, &self.cors).await?
-            }
+            Ok(Admitted::Answered(answer)) => reply::answer(session, ctx, answer).await?,
+            Ok(Admitted::Refused(refusal)) => reply::refuse(session, ctx, &refusal).await?,
+            Ok(Admitted::Preflight) => reply::preflight(session, ctx).await?,
             Err(refusal) => {
                 self.audit(session, ctx, &refusal);
-                reply::refuse(session, ctx, &self.secure_headers, &refusal).await?;
+                reply::refuse(session, ctx, &refusal).await?;
             }
         }
         Ok(true)
@@ -164,7 +142,7 @@ impl ProxyHttp for Gateway {
             Err(NotSent::Refused(_)) if ctx.is_webhook() => Refusal::WebhookFailed,
             Err(NotSent::Refused(refusal)) => refusal,
         };
-        reply::refuse(session, ctx, &self.secure_headers, &refusal).await?;
+        reply::refuse(session, ctx, &refusal).await?;
         Ok(false)
     }
 
@@ -250,7 +228,7 @@ impl ProxyHttp for Gateway {
             return Err(let_through_without_a_route());
         };
         let again = exchange.answered(response.status, verdict::is_repeatable(session));
-        let patience = exchange.patience().min(self.client_patience);
+        let patience = exchange.patience().min(ctx.policies.times.patience);
         if again || (response.status.is_server_error() && ctx.is_webhook()) {
             // It is not passed on: another attempt follows, or `fail_to_proxy` answers the webhook.
             let status = ErrorType::HTTPStatus(response.status.as_u16());
@@ -305,9 +283,9 @@ impl ProxyHttp for Gateway {
         if response.status.as_u16() < 400
             && let (Some(route), Some(who)) = (&ctx.route, ctx.who())
         {
-            self.limits.forgive(&route.limits, who);
+            ctx.policies.limits.forgive(&route.limits, who);
         }
-        self.stamp_response(response, ctx);
+        Self::stamp_response(response, ctx);
         Ok(())
     }
 
@@ -385,7 +363,7 @@ impl ProxyHttp for Gateway {
             session.set_keepalive(None);
             self.audit(session, ctx, &refusal);
             error_code = refusal.parts().status.as_u16();
-            if let Err(e) = reply::refuse(session, ctx, &self.secure_headers, &refusal).await {
+            if let Err(e) = reply::refuse(session, ctx, &refusal).await {
                 log::debug!("the client is gone before its answer: {e}");
             }
         }

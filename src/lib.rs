@@ -14,7 +14,7 @@
 //!
 //! "Decision N" in a comment is number N of docs/contract/decisions.md.
 //!
-//! Beside it stand `config` (what the operator wrote), `route` (what it compiles to), `state` (what processes share),
+//! Beside it stand `config` (what the operator wrote), `route` and `policies` (what it compiles to), `state` (what processes share),
 //! `ops` (what is asked of the gateway itself) and `server` (from a configuration to a running process).
 
 mod admit;
@@ -27,6 +27,7 @@ mod gateway;
 mod listen;
 mod observe;
 mod ops;
+mod policies;
 mod reply;
 mod route;
 mod server;

@@ -27,6 +27,7 @@ use crate::forward::deadline::Deadline;
 use crate::gateway::Gateway;
 use crate::observe::trace::Trace;
 use crate::ops::Endpoint;
+use crate::policies::Policies;
 use crate::reply::{Answer, Refusal};
 use crate::route::{Found, MethodIndex, Route, rebuild_target, split_target, target_of};
 use auth::refresh::SessionStep;
@@ -46,6 +47,8 @@ pub enum Admitted {
     Preflight,
 }
 
+// === impl Gateway ===
+
 impl Gateway {
     /// The order is the security model: docs/decisions/0002-policy-order.md.
     pub async fn admit(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Refusal> {
@@ -53,16 +56,17 @@ impl Gateway {
         let request = session.req_header();
         let (method, fields) = (&request.method, &request.headers);
         ctx.request_id = request_id::take(fields);
-        ctx.client = self.trusted.client_address(peer, fields);
+        ctx.client = ctx.policies.trusted.client_address(peer, fields);
         ctx.client_text = address::text(ctx.client);
         ctx.scheme = if ctx.client != peer && forwarded_over_tls(fields) {
             "https"
         } else {
             "http"
         };
-        ctx.trace = self.tracing.then(|| Trace::of(fields));
+        ctx.trace = ctx.policies.tracing.then(|| Trace::of(fields));
 
-        self.limits
+        ctx.policies
+            .limits
             .check_address(ctx.client)
             .inspect_err(|_| self.rate_limited("address"))?; // 429
         let (path, query) = split_target(target_of(request));
@@ -70,12 +74,12 @@ impl Gateway {
         if let Some(endpoint) = Endpoint::at(&path) {
             return self.answer_endpoint(endpoint, method, ctx);
         }
-        ctx.origin = self.cors.check(fields, ctx.scheme)?; // 403
+        ctx.origin = ctx.policies.cors.check(fields, ctx.scheme)?; // 403
         let host = fields
             .get(http::header::HOST)
             .and_then(|host| host.to_str().ok())
             .unwrap_or_default();
-        if Cors::is_preflight(method, fields) && self.table.has_path(host, &path) {
+        if Cors::is_preflight(method, fields) && ctx.policies.table.has_path(host, &path) {
             return Ok(Admitted::Preflight);
         }
         let Found {
@@ -84,7 +88,7 @@ impl Gateway {
             target_path,
             owner_parameter,
             path_venues,
-        } = self.table.find(host, method, &path)?; // 404, 405
+        } = ctx.policies.table.find(host, method, &path)?; // 404, 405
         ctx.in_progress = Some(route.metrics.method(Some(method)).begin());
         ctx.deadline = Some(Deadline::of(fields, ctx.start, route.timeouts.budget)?); // 400
         ctx.target = rebuild_target(path, target_path, query);
@@ -92,8 +96,9 @@ impl Gateway {
         let route = ctx.route.insert(route).clone();
 
         route.body.check_announced(fields)?; // 413
-        if !self.is_public(route.auth, ctx.client) {
-            match self
+        if !ctx.policies.is_public(route.auth, ctx.client) {
+            match ctx
+                .policies
                 .auth
                 .identify(route.auth, fields, ctx.client, ctx.start)
                 .await
@@ -103,7 +108,11 @@ impl Gateway {
                     let is_needed =
                         route.auth == AuthRule::Ops || route.permission(method).is_some();
                     ctx.caller = Some(caller.clone());
-                    let known = self.auth.complete(caller, is_needed, ctx.behalf()?).await;
+                    let known = ctx
+                        .policies
+                        .auth
+                        .complete(caller, is_needed, ctx.behalf()?)
+                        .await;
                     let caller = match known {
                         Ok(caller) => caller,
                         Err(unknown) => {
@@ -113,7 +122,12 @@ impl Gateway {
                     };
                     ctx.caller = Some(caller.clone());
                     for holder in std::iter::once(&caller).chain(&beside) {
-                        self.check_permission(&route, method, holder, owner_parameter.as_deref())?; // 403
+                        ctx.policies.check_permission(
+                            &route,
+                            method,
+                            holder,
+                            owner_parameter.as_deref(),
+                        )?; // 403
                     }
                     ctx.beside = beside;
                 }
@@ -137,14 +151,14 @@ impl Gateway {
         if ctx.is_logout() && body.is_none() && Size::announced(session) == Size::Small {
             body = Some(Box::pin(body::read(session, ctx, body::SMALL)).await?); // 408
         }
-        if let (Some(refresh), Some(body)) = (&self.auth.refresh, &body) {
-            self.note_family(refresh, body, ctx);
+        if let Some(body) = &body {
+            self.note_family(body, ctx);
         }
         self.spend(ctx).await?; // 429
         if let Some(named) = named {
             self.keep_to_own_venues(session, ctx, named, body).await?; // 400, 404, 415, 503
         }
-        match &self.auth.refresh {
+        match &ctx.policies.auth.refresh {
             Some(refresh) if route.session == Some(SessionStep::Refresh) => {
                 Box::pin(self.refresh(refresh, session, ctx)).await // 400, 401, 408, 413, 429, 503
             }
@@ -152,34 +166,16 @@ impl Gateway {
         }
     }
 
-    fn check_permission(
-        &self,
-        route: &Route,
-        method: MethodIndex,
-        caller: &Caller,
-        owner_parameter: Option<&str>,
-    ) -> Result<(), MissingPermission> {
-        match (route.auth, route.permission(method)) {
-            (AuthRule::Ops, _) if caller.role.is_some() && caller.role == self.admin => Ok(()),
-            (AuthRule::Ops, _) => Err(MissingPermission),
-            (_, None) => Ok(()),
-            (_, Some(required)) => required.check(caller, &route.owner, owner_parameter),
-        }
-    }
-
-    fn is_public(&self, rule: AuthRule, client: IpAddr) -> bool {
-        match rule {
-            AuthRule::Public => true,
-            AuthRule::Ops => self.ops.allows(client),
-            AuthRule::Token | AuthRule::TokenOrKey => false,
-        }
-    }
-
     async fn spend(&self, ctx: &mut Ctx) -> Result<(), Refusal> {
         let (Some(route), Some(who)) = (&ctx.route, ctx.who()) else {
             return Ok(());
         };
-        match self.limits.spend(&route.limits, who, ctx.start).await {
+        match ctx
+            .policies
+            .limits
+            .spend(&route.limits, who, ctx.start)
+            .await
+        {
             Ok(standing) => {
                 ctx.standing = standing;
                 Ok(())
@@ -211,12 +207,43 @@ impl Gateway {
                 "GET, HEAD",
             )));
         }
-        let in_full = self.ops.allows(ctx.client);
-        match self.ops.answer(endpoint, in_full) {
+        let in_full = ctx.policies.ops.allows(ctx.client);
+        match ctx.policies.ops.answer(endpoint, in_full) {
             Some(answer) => Ok(Admitted::Answered(answer)),
             None if in_full => Err(Refusal::NotFound),
             None => Err(Refusal::Forbidden("Only for addresses in ops.allow")),
         }
+    }
+}
+
+// === impl Policies ===
+
+impl Policies {
+    fn check_permission(
+        &self,
+        route: &Route,
+        method: MethodIndex,
+        caller: &Caller,
+        owner_parameter: Option<&str>,
+    ) -> Result<(), MissingPermission> {
+        match (route.auth, route.permission(method)) {
+            (AuthRule::Ops, _) if self.is_admin(caller) => Ok(()),
+            (AuthRule::Ops, _) => Err(MissingPermission),
+            (_, None) => Ok(()),
+            (_, Some(required)) => required.check(caller, &route.owner, owner_parameter),
+        }
+    }
+
+    fn is_public(&self, rule: AuthRule, client: IpAddr) -> bool {
+        match rule {
+            AuthRule::Public => true,
+            AuthRule::Ops => self.ops.allows(client),
+            AuthRule::Token | AuthRule::TokenOrKey => false,
+        }
+    }
+
+    fn is_admin(&self, caller: &Caller) -> bool {
+        caller.role.is_some() && caller.role == self.admin
     }
 }
 

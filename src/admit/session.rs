@@ -31,7 +31,8 @@ impl Gateway {
         session: &mut Session,
         ctx: &Ctx,
     ) -> Result<Admitted, Refusal> {
-        self.auth
+        ctx.policies
+            .auth
             .may_fail(ctx.client, ctx.start)
             .inspect_err(|_| self.rate_limited("authentication"))?; // 429
         refresh::check_fields(&session.req_header().headers)?; // 400
@@ -53,7 +54,7 @@ impl Gateway {
             })),
             Err(reason) => {
                 if reason.is_suspicious() {
-                    self.auth.failed(ctx.client, ctx.start);
+                    ctx.policies.auth.failed(ctx.client, ctx.start);
                 }
                 Ok(Admitted::Refused(reason.into())) // 401, 503
             }
@@ -61,8 +62,9 @@ impl Gateway {
     }
 
     /// The login that a logout ends by its refresh token: access tokens of auth-service name no family.
-    pub(super) fn note_family(&self, refresh: &Refresh, body: &[u8], ctx: &mut Ctx) {
-        let Some(facts) = ctx.caller.as_ref().and_then(|caller| caller.token.as_ref()) else {
+    pub(super) fn note_family(&self, body: &[u8], ctx: &mut Ctx) {
+        let facts = ctx.caller.as_ref().and_then(|caller| caller.token.as_ref());
+        let (Some(refresh), Some(facts)) = (&ctx.policies.auth.refresh, facts) else {
             return;
         };
         if ctx.is_logout()
@@ -78,7 +80,7 @@ impl Gateway {
         let (Some(caller), Some(token)) = (ctx.caller.clone(), token) else {
             return;
         };
-        let (logout, bearer) = (self.auth.logout.clone(), caller.clone());
+        let (logout, bearer) = (ctx.policies.auth.logout.clone(), caller.clone());
         let family = ctx.ends_family.clone();
         // By itself: a client that goes away meanwhile does not take it back.
         let revoked = tokio::spawn(async move {
@@ -102,7 +104,7 @@ impl Gateway {
         if is_stream(route.idle_timeout, &answer.headers)
             && let Some(token) = token(&session.req_header().headers)
         {
-            let streams = &self.auth.streams;
+            let streams = &ctx.policies.auth.streams;
             ctx.watch = Some(streams.watch(token.as_bytes(), caller, exchange.cut()));
         }
     }

@@ -25,13 +25,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::admit::chunks::ChunkReader;
 use crate::admit::head::{Head, HeadReader, Progress};
 use crate::admit::request_id;
-use crate::admit::size::HeadLimits;
 use crate::gateway::Gateway;
 use crate::observe::access_log::{Access, Logger};
 use crate::observe::audit::{Event, Incident};
 use crate::observe::registry::{RouteMetrics, UNMATCHED};
+use crate::policies::{InForce, Times};
 use crate::reply::Refusal;
-use crate::reply::secure_headers::SecureHeaders;
 pub use cut::Cut;
 use cut::Watched;
 use guard::Guard;
@@ -44,23 +43,10 @@ pub struct Front {
 
 /// What connections need beside the proxy.
 pub struct FrontParts {
-    pub limits: HeadLimits,
-    pub times: Times,
+    pub in_force: InForce,
     pub connections: IntGauge,
-    pub secure_headers: Arc<SecureHeaders>,
     pub unmatched: Arc<RouteMetrics>,
     pub logger: Arc<Logger>,
-}
-
-/// How long clients may take, each for a whole head.
-#[derive(Clone, Copy, Debug)]
-pub struct Times {
-    /// From a head's first byte to its last.
-    pub header: Duration,
-    /// From one request to the next.
-    pub idle: Duration,
-    /// To take a piece of an answer.
-    pub write: Duration,
 }
 
 /// Room for a head: most fit, with a token. Each idle connection keeps so much ready.
@@ -95,6 +81,10 @@ impl Front {
         }
     }
 
+    fn times(&self) -> Times {
+        self.parts.in_force.load().times
+    }
+
     /// `wait`: how long the client may be silent before its first byte.
     async fn read_head(
         &self,
@@ -102,7 +92,6 @@ impl Front {
         wait: Duration,
         shutdown: &mut ShutdownWatch,
     ) -> Arrived {
-        let header = self.parts.times.header;
         let mut buf = BytesMut::with_capacity(USUAL_HEAD);
         tokio::select! {
             biased;
@@ -112,6 +101,11 @@ impl Front {
             },
             () = shutting_down(shutdown) => return Arrived::Nothing,
         }
+        // Those in force now that it begins; copied, so that a slow head keeps no snapshot.
+        let (limits, times) = {
+            let policies = self.parts.in_force.load();
+            (policies.head, policies.times)
+        };
         let mut reader = HeadReader::default();
         let mut since: Option<Instant> = None;
         let mut may_skip = true;
@@ -123,7 +117,7 @@ impl Front {
             }
             may_skip &= *buf == b"\r"[..];
             let head = if may_skip { b"" } else { &buf[..] };
-            match reader.read(head, &self.parts.limits) {
+            match reader.read(head, &limits) {
                 Ok(Progress::Complete(Head { len, chunked, cut })) => {
                     let mut chunks = chunked.then(ChunkReader::default);
                     if let Some(Err(fault)) = chunks.as_mut().map(|chunks| chunks.read(&buf[len..]))
@@ -141,7 +135,9 @@ impl Front {
                 Err(fault) => return refused(fault.into(), buf, since),
             }
             // The clock is read only for heads that do not come in one piece.
-            let left = header.saturating_sub(since.get_or_insert_with(Instant::now).elapsed());
+            let left = times
+                .header
+                .saturating_sub(since.get_or_insert_with(Instant::now).elapsed());
             match timeout(left, stream.read_buf(&mut buf)).await {
                 Ok(Ok(0)) | Ok(Err(_)) => return Arrived::Nothing,
                 Ok(Ok(_)) => {}
@@ -153,12 +149,9 @@ impl Front {
     /// Answers what never became a request, logs it and counts it.
     async fn refuse(&self, mut stream: Stream, refusal: Refusal, buf: &[u8], start: Instant) {
         let FrontParts {
-            secure_headers,
-            unmatched,
-            logger,
-            times,
-            ..
+            unmatched, logger, ..
         } = &self.parts;
+        let policies = self.parts.in_force.load_full();
         let parts = refusal.parts();
         let id = request_id::generate();
         let id = id.to_str().unwrap_or_default();
@@ -181,12 +174,12 @@ impl Front {
             head.extend_from_slice(allow.as_bytes());
             head.extend_from_slice(b"\r\n");
         }
-        secure_headers.write_to(&mut head);
+        policies.secure_headers.write_to(&mut head);
         head.extend_from_slice(b"\r\n");
         if !buf.starts_with(b"HEAD ") {
             head.extend_from_slice(&body);
         }
-        let sent = match timeout(times.write, stream.write_all(&head)).await {
+        let sent = match timeout(policies.times.patience, stream.write_all(&head)).await {
             Ok(Ok(())) => stream.flush().await.is_ok(),
             _ => false,
         };
@@ -254,7 +247,7 @@ impl Front {
         let _open = Open::new(&self.parts.connections);
         let mut shutdown = shutdown.clone();
         let mut settings = None;
-        let mut wait = self.parts.times.header;
+        let mut wait = self.times().header;
         let mut timer = pin!(tokio::time::sleep(NOT_SOON));
         loop {
             let (head, chunks) = match self.read_head(&mut stream, wait, &mut shutdown).await {
@@ -279,7 +272,7 @@ impl Front {
             let (again, kept) = requests.await?.consume();
             stream = Guard::unwrap(again);
             settings = kept;
-            wait = self.parts.times.idle;
+            wait = self.times().idle;
         }
     }
 }

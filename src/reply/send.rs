@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::{Refusal, secure_headers::SecureHeaders};
+use super::Refusal;
 use crate::admit::cors::Cors;
 use crate::admit::request_id::X_REQUEST_ID;
 use crate::context::Ctx;
@@ -36,7 +36,6 @@ const LINGER: Duration = Duration::from_secs(2);
 pub async fn refuse(
     session: &mut Session,
     ctx: &mut Ctx,
-    secure_headers: &SecureHeaders,
     refusal: &Refusal,
 ) -> pingora::Result<()> {
     let parts = refusal.parts();
@@ -64,50 +63,24 @@ pub async fn refuse(
         session.set_keepalive(None);
     }
     let body = refusal.body(ctx.request_id());
-    write(session, ctx, secure_headers, parts.status, fields, body).await
+    write(session, ctx, parts.status, fields, body).await
 }
 
 /// Answers a request.
-pub async fn answer(
-    session: &mut Session,
-    ctx: &mut Ctx,
-    secure_headers: &SecureHeaders,
-    answer: Answer,
-) -> pingora::Result<()> {
+pub async fn answer(session: &mut Session, ctx: &mut Ctx, answer: Answer) -> pingora::Result<()> {
     let mut fields = HeaderMap::with_capacity(16);
     fields.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
     if let Some(standing) = &ctx.standing {
         standing.stamp(&mut fields);
     }
-    write(
-        session,
-        ctx,
-        secure_headers,
-        answer.status,
-        fields,
-        answer.body,
-    )
-    .await
+    write(session, ctx, answer.status, fields, answer.body).await
 }
 
 /// Answers a preflight.
-pub async fn preflight(
-    session: &mut Session,
-    ctx: &mut Ctx,
-    secure_headers: &SecureHeaders,
-    cors: &Cors,
-) -> pingora::Result<()> {
+pub async fn preflight(session: &mut Session, ctx: &Ctx) -> pingora::Result<()> {
     let mut fields = HeaderMap::with_capacity(16);
-    cors.stamp_preflight(&mut fields);
-    write(
-        session,
-        ctx,
-        secure_headers,
-        StatusCode::NO_CONTENT,
-        fields,
-        Vec::new(),
-    )
-    .await
+    ctx.policies.cors.stamp_preflight(&mut fields);
+    write(session, ctx, StatusCode::NO_CONTENT, fields, Vec::new()).await
 }
 
 /// Answers `Expect: 100-continue`, now that the request may go on. HTTP/1.0 has no such answer (RFC 9110, section
@@ -127,7 +100,6 @@ pub async fn tell_to_continue(session: &mut Session) -> pingora::Result<()> {
 async fn write(
     session: &mut Session,
     ctx: &Ctx,
-    secure_headers: &SecureHeaders,
     status: StatusCode,
     mut fields: HeaderMap,
     body: Vec<u8>,
@@ -137,7 +109,7 @@ async fn write(
     }
     fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     fields.insert(X_REQUEST_ID, ctx.request_id.clone());
-    secure_headers.stamp(&mut fields);
+    ctx.policies.secure_headers.stamp(&mut fields);
     Cors::stamp(&ctx.origin, &mut fields);
     let mut parts = http::Response::new(()).into_parts().0;
     parts.status = status;

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use ipnet::IpNet;
 use pingora::server::configuration::ServerConf;
@@ -20,7 +21,7 @@ use crate::admit::auth::{self, Attempts};
 use crate::admit::limits::{Books, Shared};
 use crate::admit::permissions::Roles;
 use crate::config::{self, Duration as Time, File, Problems, ServiceName};
-use crate::connection::{Front, FrontParts, Times};
+use crate::connection::{Front, FrontParts};
 use crate::forward::pool::{Defaults, HealthChecks, Pools};
 use crate::gateway::Gateway;
 use crate::listen::{Bound, Listen};
@@ -29,6 +30,7 @@ use crate::observe::registry::{Metrics, UNMATCHED};
 use crate::observe::sink::Sink;
 use crate::observe::{LogSettings, TracingConfig};
 use crate::ops::{Ops, Private};
+use crate::policies::{Policies, Times};
 use crate::route::{self, Table};
 use crate::state::{CACHES, Cache, Home, Lookups, Redis, RedisHealth, Remembers, Revoked};
 
@@ -238,7 +240,7 @@ pub fn compile(
         logger.clone(),
         p,
     ));
-    let secure_headers = Arc::new(secure_headers.compile(p));
+    let secure_headers = secure_headers.compile(p);
     let unmatched = Arc::new(metrics.http.route(UNMATCHED));
     let cors = cors.compile(stage, p);
     problems.none_or(())?;
@@ -253,32 +255,34 @@ pub fn compile(
             .into_iter()
             .flat_map(|redis| redis.tasks(books.clone(), memories.clone(), home.clone())),
     );
+    let in_force = Arc::new(ArcSwap::from_pointee(Policies {
+        head,
+        times: Times {
+            header: header_timeout.0,
+            idle: keepalive_timeout.0,
+            patience: client_timeout.0,
+        },
+        trusted: TrustedProxies::new(trusted_proxies),
+        ops: ops.clone(),
+        admin: roles.id("admin"),
+        limits,
+        cors,
+        table,
+        auth,
+        tenancy,
+        secure_headers,
+        tracing,
+    }));
     Ok(Compiled {
         front: FrontParts {
-            limits: head,
-            times: Times {
-                header: header_timeout.0,
-                idle: keepalive_timeout.0,
-                write: client_timeout.0,
-            },
+            in_force: in_force.clone(),
             connections: metrics.connections.clone(),
-            secure_headers: secure_headers.clone(),
             unmatched: unmatched.clone(),
             logger: logger.clone(),
         },
         home,
         gateway: Gateway {
-            trusted: TrustedProxies::new(trusted_proxies),
-            ops: ops.clone(),
-            admin: roles.id("admin"),
-            limits,
-            cors,
-            table,
-            auth,
-            tenancy,
-            secure_headers,
-            tracing,
-            client_patience: client_timeout.0,
+            in_force,
             metrics,
             unmatched,
             logger,

@@ -200,7 +200,7 @@ impl Gateway {
         let content = Content::of(&session.req_header().headers)?; // 400, 415
         if size == Size::Large && body.is_none() {
             let tenant = ctx.caller.as_ref().map(|caller| caller.tenant.as_bytes());
-            let room = self.tenancy.room.of(tenant.unwrap_or_default());
+            let room = ctx.policies.tenancy.room.of(tenant.unwrap_or_default());
             ctx.hold = Some(Box::new(Hold::new(content, of_venues, room)));
             return Ok(());
         }
@@ -253,18 +253,15 @@ impl Gateway {
         let caller = match named.venues().all(|venue| caller.venues.contains(venue)) {
             true => caller,
             // Its role may be one that crosses venues, and its venues may be known elsewhere.
-            false => self.auth.complete(caller, true, behalf).await?, // 401, 503
+            false => ctx.policies.auth.complete(caller, true, behalf).await?, // 401, 503
         };
         for holder in std::iter::once(&caller).chain(&ctx.beside) {
-            self.tenancy
-                .check(holder, self.crosses_venues(holder), named, behalf)
+            ctx.policies
+                .tenancy
+                .check(holder, ctx.policies.is_admin(holder), named, behalf)
                 .await?;
         }
         Ok(())
-    }
-
-    fn crosses_venues(&self, caller: &Caller) -> bool {
-        caller.role.is_some() && caller.role == self.admin
     }
 }
 
