@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures::future::{BoxFuture, join};
 
 use crate::admit::address::TrustedProxies;
 use crate::admit::auth::Auth;
@@ -15,6 +16,7 @@ use crate::admit::limits::Limits;
 use crate::admit::permissions::RoleId;
 use crate::admit::size::HeadLimits;
 use crate::admit::tenancy::Tenancy;
+use crate::forward::pool::Pools;
 use crate::ops::Ops;
 use crate::reply::secure_headers::SecureHeaders;
 use crate::route::Table;
@@ -24,7 +26,8 @@ pub struct Policies {
     pub head: HeadLimits,
     pub times: Times,
     pub trusted: TrustedProxies,
-    pub ops: Arc<Ops>,
+    pub pools: Arc<Pools>,
+    pub ops: Ops,
     /// The role that `auth: ops` routes ask for outside `ops.allow` (decision 28).
     pub admin: Option<RoleId>,
     pub limits: Limits,
@@ -47,5 +50,42 @@ pub struct Times {
     pub patience: Duration,
 }
 
+/// What runs beside the requests for as long as a part of a snapshot is in force; a part that the next snapshot shares
+/// goes on with it.
+pub struct Task {
+    /// The address of the part, which the work keeps alive.
+    pub part: usize,
+    pub work: BoxFuture<'static, ()>,
+}
+
 /// The snapshot in force: [`ArcSwap::load_full`] for who keeps it, [`ArcSwap::load`] for a look.
 pub type InForce = Arc<ArcSwap<Policies>>;
+
+// === impl Policies ===
+
+impl Policies {
+    /// What can be found out before these take the place of `before`, within `limit`.
+    pub async fn first_look(&self, before: &Self, limit: Duration) {
+        let pools = self.pools.first_look(Some(&before.pools), limit);
+        let keys = tokio::time::timeout(limit, self.auth.first_look());
+        let _ = join(pools, keys).await;
+    }
+
+    pub fn tasks(&self) -> impl Iterator<Item = Task> {
+        self.pools.tasks().chain(self.auth.tasks())
+    }
+}
+
+// === impl Task ===
+
+impl Task {
+    pub fn of<T, W>(part: &Arc<T>, work: fn(Arc<T>) -> W) -> Self
+    where
+        W: Future<Output = ()> + Send + 'static,
+    {
+        Self {
+            part: Arc::as_ptr(part).addr(),
+            work: Box::pin(work(part.clone())),
+        }
+    }
+}

@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::auth::{Caller, MissingPermission, Source};
 use crate::config::Problems;
 
 /// A role's permissions, as YAML lists them.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(transparent)]
 pub struct RoleConfig(pub Vec<String>);
 
@@ -83,6 +83,11 @@ impl Roles {
             compiled.ids.insert(name, id);
         }
         compiled
+    }
+
+    /// Whether a role that was found among these is the same one among those.
+    pub fn has_same_ids(&self, other: &Self) -> bool {
+        self.ids == other.ids
     }
 
     pub fn id(&self, name: &str) -> Option<RoleId> {

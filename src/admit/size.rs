@@ -3,11 +3,11 @@
 
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{Bytes, Problems};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SizeConfig {
     /// A request body; a route may name its own.

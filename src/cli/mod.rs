@@ -1,5 +1,6 @@
 //! The command line: flags, and which of them runs what.
 
+mod diff;
 mod key;
 
 use std::io::{Read, Write};
@@ -14,14 +15,15 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use crate::config::{self, Environment, Problems, REFERENCE, Source};
 use crate::observe::logging;
 use crate::observe::sink::Sink;
-use crate::server;
+use crate::server::{self, Origin, Purpose};
 
 const AFTER_HELP: &str = "\
 Every setting has its place in the configuration file; the documented environment variables (PORT, HOST, NODE_ENV,
 JWT_SECRET, *_SERVICE_URL, RATE_LIMIT_*, …) win over it. `--print-config` shows the reference with all keys, units and
 defaults.
 
-Signals: SIGTERM and SIGINT finish what is in flight and end the process; a second one ends it at once.
+Signals: SIGTERM and SIGINT finish what is in flight and end the process; a second one ends it at once. SIGHUP reads the
+configuration anew and puts it in force; a faulty one changes nothing.
 Exit status: 0 after an orderly end, 1 when the configuration is faulty or the address is taken, 2 on a wrong flag.";
 
 /// What the process was asked to do. Returns its exit status.
@@ -40,16 +42,21 @@ pub fn main() -> ExitCode {
     if let Some(("key", flags)) = flags.subcommand() {
         return key::run(flags, &source, &environment);
     }
-    match start(&source, &environment, flags.get_flag("test")) {
+    let outcome = match flags.subcommand() {
+        Some(("diff", flags)) => diff::run(flags, &source, &environment),
+        _ => start(&source, &environment, flags.get_flag("test"))
+            .map_err(|failure| (source, failure)),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Faulty(problems)) => {
+        Err((source, Failure::Faulty(problems))) => {
             eprintln!(
                 "api-gateway: {source} has {} faults, nothing was started:\n{problems}",
                 problems.len()
             );
             ExitCode::FAILURE
         }
-        Err(Failure::Other(why)) => {
+        Err((_, Failure::Other(why))) => {
             eprintln!("api-gateway: {why}");
             ExitCode::FAILURE
         }
@@ -77,6 +84,7 @@ fn flags() -> Command {
         .about("The front door of TicketToken: an API gateway on Pingora")
         .after_help(AFTER_HELP)
         .subcommand(key::command())
+        .subcommand(diff::command())
         .disable_help_subcommand(true)
         .arg(
             Arg::new("conf")
@@ -114,9 +122,14 @@ enum Failure {
 }
 
 fn start(source: &Source, environment: &Environment, only_test: bool) -> Result<(), Failure> {
-    let mut file = config::load(source, environment).map_err(Failure::Faulty)?;
+    let origin = Origin {
+        mark: source.mark(),
+        source: source.clone(),
+        environment: environment.clone(),
+    };
+    let file = config::load(source, environment).map_err(Failure::Faulty)?;
     let mut problems = Problems::default();
-    let settings = server::log_settings(&mut file, &mut problems);
+    let settings = server::log_settings(&file, &mut problems);
     // A faulty configuration is only looked at: nothing is opened for it.
     let only_look = only_test || !problems.is_empty();
     let log_file = settings.file.as_deref().filter(|_| !only_look);
@@ -125,13 +138,16 @@ fn start(source: &Source, environment: &Environment, only_test: bool) -> Result<
     if !only_look {
         logging::init(&settings, sink.clone());
     }
-    let compiled =
-        server::compile(file, &settings, sink.clone(), problems).map_err(Failure::Faulty)?;
+    let purpose = Purpose::Start {
+        settings: &settings,
+        sink: sink.clone(),
+    };
+    let compiled = server::compile(file, purpose, problems).map_err(Failure::Faulty)?;
     if only_test {
         println!("{source} is good");
         return Ok(());
     }
-    let outcome = server::run(source, compiled, sink.clone());
+    let outcome = server::run(origin, compiled, sink.clone());
     sink.flush(Duration::from_secs(1));
     outcome.map_err(Failure::Other)
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_path_to_error::Segment;
 use serde_yaml::Value;
 
+use super::tree::mark;
 use super::{Environment, File, Problems};
 
 /// The reference configuration and the TicketToken platform's routes, compiled in: it cannot drift from the code.
@@ -166,6 +167,16 @@ fn take_out(value: &mut Value, path: &[Segment], lists: &mut ListIndices) -> boo
             true
         }
         _ => false,
+    }
+}
+
+impl Source {
+    /// What tells its content from another, to this process; `None` where it cannot be read.
+    pub fn mark(&self) -> Option<u64> {
+        match self {
+            Self::BuiltIn => Some(0),
+            Self::File(path) => Some(mark(&std::fs::read(path).ok()?)),
+        }
     }
 }
 

@@ -2,19 +2,23 @@
 //!
 //! Each room owns its part of the file, beside the type that it builds; this root only composes them.
 
+mod diff;
 mod environment;
 mod load;
 mod problems;
+mod tree;
 mod units;
 
+pub use diff::Diff;
 pub use environment::Environment;
 pub use load::{REFERENCE, Source, load};
 pub use problems::Problems;
+pub use tree::{Tree, tree, with_content};
 pub use units::{Bytes, Duration, Secret};
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::admit::auth::AuthConfig;
 use crate::admit::cors::CorsConfig;
@@ -35,7 +39,7 @@ use crate::server::ServerConfig;
 use crate::state::RedisConfig;
 
 /// A whole configuration file.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct File {
     pub environment: Stage,
@@ -65,7 +69,7 @@ pub struct File {
 }
 
 /// Where the gateway runs: it decides how strict start-up is, and how logs look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
     #[default]
@@ -75,7 +79,7 @@ pub enum Stage {
 }
 
 /// What this service calls itself in its log.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct ServiceName(pub String);
 
 impl Default for ServiceName {

@@ -30,6 +30,11 @@ impl Problems {
         self.0.len()
     }
 
+    /// One text for each.
+    pub fn lines(&self) -> Vec<String> {
+        self.0.iter().map(Problem::to_string).collect()
+    }
+
     /// `Ok(value)` when nothing is wrong, all the faults otherwise.
     pub fn none_or<T>(self, value: T) -> Result<T, Self> {
         if self.is_empty() {
@@ -42,10 +47,17 @@ impl Problems {
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Problem { place, fault } in &self.0 {
-            writeln!(f, "  {place}: {fault}")?;
+        for problem in &self.0 {
+            writeln!(f, "  {problem}")?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { place, fault } = self;
+        write!(f, "{place}: {fault}")
     }
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::de::{Deserialize, Deserializer, Error};
+use serde::{Serialize, Serializer};
 use zeroize::Zeroize;
 
 /// A length of time: `250ms`, `10s`, `5m`, `24h`, `7d`.
@@ -148,6 +149,26 @@ impl<'de> Deserialize<'de> for Bytes {
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         scalar(deserializer).map(Self)
+    }
+}
+
+/// As a number: `60s` and `1m` are the same.
+impl Serialize for Duration {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0.as_millis() as u64)
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
+/// What tells it from another, to this process alone.
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(super::tree::mark(self.0.as_bytes()))
     }
 }
 

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use prometheus::IntGauge;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::window::Window;
 use crate::config::{self, Problems};
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BreakerConfig {
     /// Share of failed requests that opens it, in percent.
@@ -31,7 +31,7 @@ pub struct BreakerConfig {
 }
 
 /// What a service's own YAML changes of the defaults.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BreakerOverrides {
     pub error_percent: Option<u32>,
@@ -42,15 +42,24 @@ pub struct BreakerOverrides {
 }
 
 /// One service's breaker. While it is closed, requests meet nothing but atomics.
+///
+/// Its rules are those of one configuration, its standing outlives them: a service that is known to be down stays known.
 pub struct Breaker {
     service: Box<str>,
     error_percent: u32,
     volume: u32,
     reset: Duration,
     probes: u32,
+    window: Arc<Window<2>>,
+    /// What the window counts over.
+    window_length: Duration,
+    standing: Arc<Standing>,
+}
+
+/// What holds whichever rules are in force.
+struct Standing {
     /// [`State`]; changed under the lock of `inner` only.
     state: AtomicU8,
-    window: Window<2>,
     /// How often it has opened: what was sent before says nothing about the time after.
     generation: AtomicU32,
     rejected: AtomicU64,
@@ -155,24 +164,63 @@ impl BreakerConfig {
         }
     }
 
-    pub fn build(self, service: &str, gauge: IntGauge) -> Breaker {
+    /// `before`: the one whose place it takes, and whose standing it keeps.
+    pub fn build(self, service: &str, gauge: IntGauge, before: Option<&Breaker>) -> Breaker {
         let Self {
             error_percent,
             volume,
             reset,
-            window,
+            window: config::Duration(window),
             probes,
         } = self;
-        gauge.set(State::Closed as i64);
         let now = Instant::now();
+        let same_window = before.filter(|before| before.window_length == window);
         Breaker {
             service: service.into(),
             error_percent,
             volume,
             reset: reset.0,
             probes,
+            window: same_window.map_or_else(
+                || Arc::new(Window::new(window, now)),
+                |before| before.window.clone(),
+            ),
+            window_length: window,
+            standing: before.map_or_else(
+                || Arc::new(Standing::closed(gauge, now)),
+                |before| before.standing.clone(),
+            ),
+        }
+    }
+}
+
+impl From<BreakerConfig> for BreakerOverrides {
+    /// All of them.
+    fn from(config: BreakerConfig) -> Self {
+        let BreakerConfig {
+            error_percent,
+            volume,
+            reset,
+            window,
+            probes,
+        } = config;
+        Self {
+            error_percent: Some(error_percent),
+            volume: Some(volume),
+            reset: Some(reset),
+            window: Some(window),
+            probes: Some(probes),
+        }
+    }
+}
+
+// === impl Standing ===
+
+impl Standing {
+    fn closed(gauge: IntGauge, now: Instant) -> Self {
+        gauge.set(State::Closed as i64);
+        Self {
             state: AtomicU8::new(State::Closed as u8),
-            window: Window::new(window.0, now),
             generation: AtomicU32::new(0),
             rejected: AtomicU64::new(0),
             inner: Mutex::new(Inner {
@@ -195,7 +243,7 @@ impl Breaker {
         let probe = self.load() != State::Closed && self.probe(now, may_probe)?;
         Ok(Permit {
             breaker: self.clone(),
-            generation: self.generation.load(Relaxed),
+            generation: self.standing.generation.load(Relaxed),
             probe,
             told: false,
         })
@@ -208,7 +256,7 @@ impl Breaker {
 
     /// Whether the request is a probe, or needs none any more.
     fn probe(&self, now: Instant, may_probe: bool) -> Result<bool, Rejected> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.standing.inner.lock();
         self.half_open_if_due(&inner, now);
         let retry_after = match self.load() {
             State::Closed => return Ok(false),
@@ -222,7 +270,7 @@ impl Breaker {
                 .saturating_sub(now.saturating_duration_since(inner.opened)),
         };
         drop(inner);
-        self.rejected.fetch_add(1, Relaxed);
+        self.standing.rejected.fetch_add(1, Relaxed);
         log::debug!("circuit breaker reject: {}", self.service);
         Err(Rejected { retry_after })
     }
@@ -230,7 +278,7 @@ impl Breaker {
     /// An open one whose time is over is half-open, also when no request comes: a gateway that is out of rotation for its
     /// breakers would get none.
     pub fn state(&self) -> State {
-        self.half_open_if_due(&self.inner.lock(), Instant::now());
+        self.half_open_if_due(&self.standing.inner.lock(), Instant::now());
         self.load()
     }
 
@@ -251,7 +299,7 @@ impl Breaker {
                 State::Open => "OPEN",
                 State::HalfOpen => "HALF_OPEN",
             },
-            "stats": { "successes": successes, "failures": failures, "rejects": self.rejected.load(Relaxed) },
+            "stats": { "successes": successes, "failures": failures, "rejects": self.standing.rejected.load(Relaxed) },
         })
     }
 
@@ -264,13 +312,15 @@ impl Breaker {
         }
         if probe {
             self.end_probe(outcome, now);
-        } else if self.load() == State::Closed && generation == self.generation.load(Relaxed) {
+        } else if self.load() == State::Closed
+            && generation == self.standing.generation.load(Relaxed)
+        {
             self.count(outcome, now);
         }
     }
 
     fn end_probe(&self, outcome: Outcome, now: Instant) {
-        let mut inner = self.inner.lock();
+        let mut inner = self.standing.inner.lock();
         inner.probes_in_flight = inner.probes_in_flight.saturating_sub(1);
         // Another probe may have decided already.
         match outcome {
@@ -297,7 +347,7 @@ impl Breaker {
         let requests = successes + failures;
         let too_many = failures * 100 >= requests * u64::from(self.error_percent);
         if requests >= u64::from(self.volume) && too_many {
-            let mut inner = self.inner.lock();
+            let mut inner = self.standing.inner.lock();
             if self.load() == State::Closed {
                 inner.opened = now;
                 self.change(State::Open, now);
@@ -306,7 +356,7 @@ impl Breaker {
     }
 
     fn load(&self) -> State {
-        match self.state.load(Relaxed) {
+        match self.standing.state.load(Relaxed) {
             0 => State::Closed,
             1 => State::Open,
             _ => State::HalfOpen,
@@ -315,12 +365,12 @@ impl Breaker {
 
     /// Called with `inner` locked.
     fn change(&self, state: State, now: Instant) {
-        self.state.store(state as u8, Relaxed);
-        self.gauge.set(state as i64);
+        self.standing.state.store(state as u8, Relaxed);
+        self.standing.gauge.set(state as i64);
         let service = &self.service;
         match state {
             State::Open => {
-                self.generation.fetch_add(1, Relaxed);
+                self.standing.generation.fetch_add(1, Relaxed);
                 let [successes, failures] = self.window.sums(now);
                 log::warn!(
                     "circuit breaker open: {service}: {failures} of {} requests failed",
@@ -367,7 +417,7 @@ mod tests {
             ..Default::default()
         };
         let gauge = IntGauge::new("state", "state").unwrap();
-        Arc::new(config.build("s", gauge))
+        Arc::new(config.build("s", gauge, None))
     }
 
     fn send(breaker: &Arc<Breaker>, outcome: Outcome) {
@@ -388,7 +438,7 @@ mod tests {
         assert_eq!(breaker.state(), State::Closed, "unknown ends do not count");
         send(&breaker, Outcome::Failure);
         assert_eq!(breaker.state(), State::Open);
-        assert_eq!(breaker.gauge.get(), 1);
+        assert_eq!(breaker.standing.gauge.get(), 1);
         let rejected = breaker.admit(Instant::now(), true).err().unwrap();
         assert!(
             rejected.retry_after <= Duration::from_secs(60)
@@ -420,6 +470,25 @@ mod tests {
             .unwrap()
             .end(Outcome::Success);
         assert_eq!(breaker.state(), State::Closed);
-        assert_eq!(breaker.gauge.get(), 0);
+        assert_eq!(breaker.standing.gauge.get(), 0);
+    }
+
+    #[test]
+    fn under_new_rules_it_stays_open_and_what_was_counted_stays_counted() {
+        let gauge = || IntGauge::new("state", "state").unwrap();
+        let rules = |volume, window| BreakerConfig {
+            volume,
+            window: config::Duration::secs(window),
+            ..Default::default()
+        };
+        let first = breaker(4, 60_000);
+        send(&first, Outcome::Failure);
+        let second = Arc::new(rules(2, 10).build("s", gauge(), Some(&first)));
+        send(&second, Outcome::Failure);
+        assert_eq!(second.state(), State::Open, "two of two, the first before");
+        let third = Arc::new(rules(100, 20).build("s", gauge(), Some(&second)));
+        assert_eq!((third.state(), first.state()), (State::Open, State::Open));
+        assert!(third.admit(Instant::now(), true).is_err());
+        assert_eq!(first.standing.gauge.get(), 1, "one gauge for all of them");
     }
 }

@@ -16,7 +16,7 @@ use pingora::{Error, ErrorType};
 use tokio::time::timeout;
 
 use super::breaker::{Outcome, Permit};
-use super::overload::{Baseline, Priority, Tenant};
+use super::overload::{Priority, Tenant};
 use super::pool::{Affinity, Attempt, Pool};
 use super::retry::{Case, Decision, Failure};
 
@@ -24,7 +24,6 @@ use super::retry::{Case, Decision, Failure};
 pub struct Caller {
     pub pool: Arc<Pool>,
     connector: Arc<Connector>,
-    baseline: Baseline,
     /// To connect to an instance.
     connect: Duration,
 }
@@ -62,7 +61,6 @@ impl Caller {
         Self {
             pool,
             connector,
-            baseline: Baseline::default(),
             connect,
         }
     }
@@ -172,11 +170,11 @@ impl Caller {
         match &outcome {
             Ok(_) => {
                 let took = attempt.answered(now);
-                self.pool.limiter.observe(&self.baseline, took, now);
+                self.pool.limiter.observe(&self.pool.baseline, took, now);
             }
             Err(Failure::Timeout) if attempt.lasts(now) >= question.patience / 2 => {
                 let took = attempt.lasts(now);
-                self.pool.limiter.observe(&self.baseline, took, now);
+                self.pool.limiter.observe(&self.pool.baseline, took, now);
             }
             Err(_) => {}
         }

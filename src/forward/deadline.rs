@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Problems};
 use crate::observe::logging::unix_millis;
 
 /// Times by name, for services and routes to refer to; `default`, `connect` and `attempt_cap` are the gateway's own.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TimeoutsConfig {
     pub default: config::Duration,
@@ -23,7 +23,7 @@ pub struct TimeoutsConfig {
 }
 
 /// A time, or the name of one.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(transparent)]
 pub struct TimeoutConfig(pub String);
 

@@ -5,15 +5,16 @@
 //! retries by the requests (decision 25).
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::window::Window;
 use crate::config::{self, Problems};
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetryConfig {
     /// Attempts after the first.
@@ -34,8 +35,8 @@ pub struct Retry {
     max_delay: Duration,
     budget_percent: u64,
     budget_min: u64,
-    /// [`REQUESTS`] and [`RETRIES`].
-    spent: Window<2>,
+    /// [`REQUESTS`] and [`RETRIES`]; it outlives the rules.
+    spent: Arc<Window<2>>,
 }
 
 /// Why an attempt ended without a good answer.
@@ -93,7 +94,8 @@ impl Default for RetryConfig {
 }
 
 impl RetryConfig {
-    pub fn compile(self, place: &str, problems: &mut Problems) -> Retry {
+    /// `before`: whose place it takes; what was spent there is spent.
+    pub fn compile(self, place: &str, before: Option<&Retry>, problems: &mut Problems) -> Retry {
         let Self {
             max_retries,
             base_delay,
@@ -122,7 +124,10 @@ impl RetryConfig {
             max_delay: max_delay.0,
             budget_percent: budget_percent.into(),
             budget_min: budget_min.into(),
-            spent: Window::new(WINDOW, Instant::now()),
+            spent: before.map_or_else(
+                || Arc::new(Window::new(WINDOW, Instant::now())),
+                |before| before.spent.clone(),
+            ),
         }
     }
 }
@@ -201,7 +206,7 @@ mod tests {
     };
 
     fn retry() -> Retry {
-        RetryConfig::default().compile("retry", &mut Problems::default())
+        RetryConfig::default().compile("retry", None, &mut Problems::default())
     }
 
     #[test]

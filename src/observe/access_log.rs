@@ -211,6 +211,25 @@ impl Line<'_> {
         }
     }
 
+    /// As many as a line may well hold, and how many more there are.
+    pub fn list(&mut self, name: &str, values: &[String]) {
+        const MOST: usize = 100;
+        self.open(name);
+        self.out.push(b'[');
+        let more = values.len().saturating_sub(MOST);
+        let more = (more > 0).then(|| format!("and {more} more"));
+        for (i, value) in values.iter().take(MOST).chain(&more).enumerate() {
+            if i > 0 {
+                self.out.push(b',');
+            }
+            self.out.push(b'"');
+            self.push_escaped(value);
+            self.out.push(b'"');
+        }
+        self.out.push(b']');
+        self.close();
+    }
+
     /// A request target, without the values of secret parameters.
     pub fn target(&mut self, name: &str, target: &str) {
         self.open(name);

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use http::StatusCode;
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::config::{Bytes, Problems};
@@ -20,10 +20,11 @@ use crate::forward::pool::{Census, Pools};
 use crate::observe::access_log::Logger;
 use crate::observe::registry::{HttpMetrics, Metrics, RouteMetrics};
 use crate::reply::Answer;
+use crate::server::Process;
 use crate::state::{RedisHealth, RedisState};
 pub use private::Private;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OpsConfig {
     /// The private listener; empty: none.
@@ -34,7 +35,7 @@ pub struct OpsConfig {
     pub ready: ReadyConfig,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReadyConfig {
     pub breakers: Breakers,
@@ -43,7 +44,7 @@ pub struct ReadyConfig {
 }
 
 /// How many open breakers make the gateway not ready (decision 29).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Breakers {
     #[default]
@@ -60,6 +61,12 @@ pub enum Endpoint {
     Metrics,
 }
 
+/// The process' own life.
+pub struct Life {
+    started: Instant,
+    draining: AtomicBool,
+}
+
 /// Answers for the gateway.
 pub struct Ops {
     pub listen: Option<SocketAddr>,
@@ -67,8 +74,7 @@ pub struct Ops {
     metrics_enabled: bool,
     ready_breakers: Breakers,
     memory_limit: u64,
-    started: Instant,
-    draining: AtomicBool,
+    life: Arc<Life>,
     pools: Arc<Pools>,
     redis: Arc<RedisHealth>,
     metrics: Arc<Metrics>,
@@ -117,14 +123,7 @@ impl Default for ReadyConfig {
 }
 
 impl OpsConfig {
-    pub fn compile(
-        self,
-        pools: Arc<Pools>,
-        redis: Arc<RedisHealth>,
-        metrics: Arc<Metrics>,
-        logger: Arc<Logger>,
-        problems: &mut Problems,
-    ) -> Ops {
+    pub fn compile(self, process: &Process, pools: Arc<Pools>, problems: &mut Problems) -> Ops {
         let Self {
             listen,
             allow,
@@ -147,20 +146,19 @@ impl OpsConfig {
         if memory < Bytes::mib(16) {
             problems.add("ops.ready.memory", "must be at least 16MiB");
         }
-        let http: &Arc<HttpMetrics> = &metrics.http;
+        let http: &Arc<HttpMetrics> = &process.metrics.http;
         Ops {
             listen,
             allow,
             metrics_enabled,
             ready_breakers: breakers,
             memory_limit: memory.0,
-            started: Instant::now(),
-            draining: AtomicBool::new(false),
+            life: process.life.clone(),
             route_metrics: ENDPOINTS.map(|(path, _)| http.route(path)),
             pools,
-            redis,
-            metrics,
-            logger,
+            redis: process.redis_health.clone(),
+            metrics: process.metrics.clone(),
+            logger: process.logger.clone(),
         }
     }
 }
@@ -184,17 +182,32 @@ impl Endpoint {
     }
 }
 
+// === impl Life ===
+
+impl Life {
+    pub fn begin() -> Arc<Self> {
+        Arc::new(Self {
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// From now on /ready says 503.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+}
+
 // === impl Ops ===
 
 impl Ops {
     pub fn allows(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.allow.iter().any(|network| network.contains(&address))
-    }
-
-    /// From now on /ready says 503.
-    pub fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
     }
 
     pub fn route_metrics(&self, endpoint: Endpoint) -> &RouteMetrics {
@@ -227,7 +240,7 @@ impl Ops {
             Breakers::All => open == 0 || open < breakers.len(),
             Breakers::Any => open == 0,
         };
-        let draining = self.draining.load(Ordering::Acquire);
+        let draining = self.life.is_draining();
         let is_ready = memory_ok && breakers_ok && !draining;
         let mut checks = Map::new();
         checks.insert(
@@ -267,7 +280,10 @@ impl Ops {
             json!({ "status": "ok", "timestamp": format!("{:.3}", jiff::Timestamp::now()) });
         if let Some(body) = body.as_object_mut().filter(|_| in_full) {
             let memory = memory().unwrap_or_default();
-            body.insert("uptime".into(), self.started.elapsed().as_secs().into());
+            body.insert(
+                "uptime".into(),
+                self.life.started.elapsed().as_secs().into(),
+            );
             // `heapUsed` is what the old gateway's dashboards read; here it is the resident set.
             body.insert(
                 "memory".into(),

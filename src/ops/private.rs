@@ -1,23 +1,64 @@
-//! The private listener: every detail, for whoever can reach it.
-
-use std::sync::Arc;
+//! The private listener: every detail, for whoever can reach it, and the order to reload.
 
 use async_trait::async_trait;
-use http::{Method, Response, StatusCode};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ORIGIN};
+use http::{HeaderValue, Method, Response, StatusCode};
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
+use serde_json::json;
 
-use super::{Answer, Endpoint, Ops};
+use super::{Answer, Endpoint, answer};
+use crate::policies::InForce;
+use crate::server::{NotReloaded, Reload, Reloaded};
 
-pub struct Private(pub Arc<Ops>);
+pub struct Private {
+    pub in_force: InForce,
+    pub reload: Reload,
+}
+
+/// `POST` only, and nowhere else.
+const RELOAD: &str = "/reload";
+
+impl Private {
+    async fn reload(&self) -> Answer {
+        match self.reload.reload().await {
+            Ok(Reloaded {
+                changes,
+                needs_restart,
+            }) => {
+                let body = json!({
+                    "status": "reloaded", "changes": changes, "needsRestart": needs_restart,
+                });
+                answer(StatusCode::OK, &body)
+            }
+            Err(NotReloaded::Faulty(faults)) => answer(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                &json!({"status": "failed", "faults": faults.lines()}),
+            ),
+            Err(NotReloaded::Ending) => answer(
+                StatusCode::SERVICE_UNAVAILABLE,
+                &json!({"status": "failed", "faults": [NotReloaded::Ending.to_string()]}),
+            ),
+        }
+    }
+}
 
 #[async_trait]
 impl ServeHttp for Private {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let request = session.req_header();
-        let answer = match (&request.method, Endpoint::at(request.uri.path())) {
-            (&Method::GET | &Method::HEAD, Some(endpoint)) => self.0.answer(endpoint, true),
+        let path = request.uri.path();
+        let answer = match (&request.method, Endpoint::at(path)) {
+            (&Method::GET | &Method::HEAD, Some(endpoint)) => {
+                self.in_force.load().ops.answer(endpoint, true)
+            }
             (_, Some(_)) => Some(plain(StatusCode::METHOD_NOT_ALLOWED)),
+            // A page that somebody on this machine looks at gives no orders.
+            (&Method::POST, None) if path == RELOAD && request.headers.contains_key(ORIGIN) => {
+                Some(plain(StatusCode::FORBIDDEN))
+            }
+            (&Method::POST, None) if path == RELOAD => Some(self.reload().await),
+            (_, None) if path == RELOAD => Some(plain(StatusCode::METHOD_NOT_ALLOWED)),
             (_, None) => None,
         };
         let Answer {
@@ -29,15 +70,13 @@ impl ServeHttp for Private {
         let mut response = Response::new(if is_head { Vec::new() } else { body.clone() });
         *response.status_mut() = status;
         let headers = response.headers_mut();
-        headers.insert(
-            http::header::CONTENT_TYPE,
-            http::HeaderValue::from_static(content_type),
-        );
-        headers.insert(http::header::CONTENT_LENGTH, body.len().into());
-        headers.insert(
-            http::header::CACHE_CONTROL,
-            http::HeaderValue::from_static("no-store"),
-        );
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(CONTENT_LENGTH, body.len().into());
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            let allow = if path == RELOAD { "POST" } else { "GET, HEAD" };
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
         response
     }
 }

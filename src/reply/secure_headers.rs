@@ -5,7 +5,7 @@ use http::header::{
     X_XSS_PROTECTION,
 };
 use http::{HeaderMap, HeaderValue};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::Problems;
 
@@ -17,7 +17,7 @@ const CSP: &str = "default-src 'self';style-src 'self' 'unsafe-inline';script-sr
 /// 180 days, as Helmet has it.
 const HSTS: &str = "max-age=15552000; includeSubDomains";
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SecureHeadersConfig {
     /// Empty: the header is not sent.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use http::Method;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{METHODS, MethodIndex};
 use crate::admit::auth::AuthRule;
@@ -13,7 +13,7 @@ use crate::config::{self, Bytes, Problems};
 use crate::forward::deadline::TimeoutConfig;
 use crate::forward::overload::Priority;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouteConfig {
     /// Whole segments: `/api/v1/venues/{venue}`, or with everything below: `/api/v1/venues/*`.

@@ -47,7 +47,7 @@ pub struct Route {
     pub idle_timeout: Option<Duration>,
     pub priority: Priority,
     /// By method.
-    pub baselines: [Baseline; METHODS.len()],
+    pub baselines: Arc<[Baseline; METHODS.len()]>,
     pub webhook: bool,
     pub body: BodyLimit,
     pub limits: Vec<Arc<Rule>>,
@@ -79,6 +79,8 @@ pub struct Parts<'a> {
     pub limits: &'a Limits,
     pub body: BodyLimit,
     pub http: &'a Arc<HttpMetrics>,
+    /// Those in force.
+    pub before: Option<&'a Table>,
 }
 
 impl MethodIndex {
@@ -98,7 +100,7 @@ impl RouteConfig {
         let faults_before = problems.len();
         let Self {
             path,
-            hosts: _, // the table's matter
+            hosts,
             methods,
             service,
             target,
@@ -196,6 +198,11 @@ impl RouteConfig {
             Priority::default()
         };
         let venue_steps = Steps::compile(&path, target_text.as_deref());
+        let before = parts
+            .before
+            .and_then(|table| table.same(&path, &hosts, &methods));
+        // What its answers take is the same as long as the same service gives them.
+        let before = before.filter(|before| *before.service.name == *service);
         let route = Route {
             metrics: parts.http.route(&path),
             template: path.into(),
@@ -208,7 +215,7 @@ impl RouteConfig {
             timeouts: timeouts?,
             idle_timeout: idle_timeout.map(|time| time.0),
             priority: priority.unwrap_or(usual),
-            baselines: Default::default(),
+            baselines: before.map_or_else(Arc::default, |before| before.baselines.clone()),
             webhook,
             body: body_limit.map_or(parts.body, |bytes| BodyLimit(bytes.0)),
             limits,

@@ -19,6 +19,14 @@ pub struct Table {
     hosts: HashMap<String, Tree<Node>, ahash::RandomState>,
     /// By suffix with its dot: `.example.com`.
     wildcards: Vec<(String, Tree<Node>)>,
+    /// Each once, for the table that takes this one's place.
+    all: Vec<Listed>,
+}
+
+struct Listed {
+    hosts: Vec<String>,
+    methods: Vec<MethodIndex>,
+    route: Arc<Route>,
 }
 
 /// The routes of one pattern, by method.
@@ -87,6 +95,11 @@ impl Table {
             let Some((route, methods)) = config.compile(&place, parts, problems) else {
                 continue;
             };
+            table.all.push(Listed {
+                hosts: hosts.clone(),
+                methods: methods.clone(),
+                route: route.clone(),
+            });
             for (pattern, aliased) in spellings(&path, aliases) {
                 for node in table.nodes(&hosts, &pattern) {
                     for index in &methods {
@@ -164,6 +177,14 @@ impl Table {
             path_venues: route.path_venues(&captures),
             route: route.clone(),
         })
+    }
+
+    /// The route that the file wrote with the same path, hosts and methods.
+    pub fn same(&self, path: &str, hosts: &[String], methods: &[MethodIndex]) -> Option<&Route> {
+        let is_it = |listed: &&Listed| {
+            *listed.route.template == *path && listed.hosts == hosts && listed.methods == methods
+        };
+        self.all.iter().find(is_it).map(|listed| &*listed.route)
     }
 
     /// Whether any method of the path has a route: all that a preflight needs to know.

@@ -1,5 +1,9 @@
 //! From a configuration to a running process: stores, pools, routes, listeners; and its orderly end.
 
+mod process;
+mod reload;
+mod upkeep;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,30 +15,28 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
 use prometheus::IntGauge;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::admit::address::TrustedProxies;
-use crate::admit::auth::api_key::StoredKeys;
 use crate::admit::auth::{self, Attempts};
-use crate::admit::limits::{Books, Shared};
 use crate::admit::permissions::Roles;
-use crate::config::{self, Duration as Time, File, Problems, ServiceName};
-use crate::connection::{Front, FrontParts};
-use crate::forward::pool::{Defaults, HealthChecks, Pools};
-use crate::gateway::Gateway;
+use crate::config::{Duration as Time, File, Problems, ServiceName, Tree};
+use crate::connection::Front;
+use crate::forward::pool::{self, Defaults, Pools};
 use crate::listen::{Bound, Listen};
 use crate::observe::access_log::Logger;
-use crate::observe::registry::{Metrics, UNMATCHED};
 use crate::observe::sink::Sink;
 use crate::observe::{LogSettings, TracingConfig};
-use crate::ops::{Ops, Private};
+use crate::ops::{Life, Private};
 use crate::policies::{Policies, Times};
 use crate::route::{self, Table};
-use crate::state::{CACHES, Cache, Home, Lookups, Redis, RedisHealth, Remembers, Revoked};
+pub use process::Process;
+use reload::Reloading;
+pub use reload::{NotReloaded, Origin, Reload, Reloaded};
+use upkeep::Upkeep;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerConfig {
     pub host: IpAddr,
@@ -54,18 +56,20 @@ pub struct ServerConfig {
     pub shutdown_timeout: Time,
     /// Idle connections to backends that are kept, for each thread.
     pub upstream_connections: usize,
+    /// Reload when the content of the configuration file changes.
+    pub watch: bool,
     /// `SWAGGER_HOST`: accepted for the API documentation, which is not served yet.
     pub public_host: String,
 }
 
 /// A configuration that was compiled: what runs is built from it without a further fault.
 pub struct Compiled {
-    gateway: Gateway,
-    front: FrontParts,
-    home: Home,
-    tasks: Vec<Box<dyn BackgroundService + Send + Sync>>,
-    pools: Arc<Pools>,
-    ops: Arc<Ops>,
+    policies: Policies,
+    /// Made for it, or the one that is running.
+    process: Arc<Process>,
+    /// What it says, to be compared with another.
+    tree: Tree,
+    watch: bool,
     listen: SocketAddr,
     threads: usize,
     shutdown_timeout: Duration,
@@ -84,15 +88,30 @@ impl Default for ServerConfig {
             client_timeout: Time::secs(30),
             shutdown_timeout: Time::secs(30),
             upstream_connections: 1024,
+            watch: false,
             public_host: "api-gateway:3000".into(),
         }
     }
 }
 
+/// What a configuration is compiled for.
+pub enum Purpose<'a> {
+    /// To start a process.
+    Start {
+        settings: &'a LogSettings,
+        sink: Sink,
+    },
+    /// To take the place of another in this process.
+    Reload {
+        process: Arc<Process>,
+        before: &'a Policies,
+    },
+}
+
 /// How the log is to be written: needed before the rest is compiled, which may have to say something.
-pub fn log_settings(file: &mut File, problems: &mut Problems) -> LogSettings {
-    let ServiceName(name) = std::mem::take(&mut file.service_name);
-    std::mem::take(&mut file.log).compile(file.environment, name, problems)
+pub fn log_settings(file: &File, problems: &mut Problems) -> LogSettings {
+    let ServiceName(name) = file.service_name.clone();
+    file.log.clone().compile(file.environment, name, problems)
 }
 
 /// Compiles a configuration.
@@ -103,14 +122,14 @@ pub fn log_settings(file: &mut File, problems: &mut Problems) -> LogSettings {
 /// `problems` are those that were found before.
 pub fn compile(
     file: File,
-    settings: &LogSettings,
-    sink: Sink,
+    purpose: Purpose<'_>,
     mut problems: Problems,
 ) -> Result<Compiled, Problems> {
     let p = &mut problems;
+    let tree = Tree::of(&file);
     let File {
         environment: stage,
-        service_name: _, // `log_settings` took it
+        service_name: _, // `log_settings` has it
         server,
         ops,
         log: _, // as well
@@ -144,6 +163,7 @@ pub fn compile(
         client_timeout,
         shutdown_timeout,
         upstream_connections,
+        watch,
         public_host: _, // for the API documentation
     } = server;
     for (name, time) in [
@@ -155,41 +175,29 @@ pub fn compile(
             p.add(format!("server.{name}"), "must be longer than nothing");
         }
     }
-    let metrics = match Metrics::new() {
-        Ok(metrics) => Arc::new(metrics),
-        Err(e) => {
-            p.add("metrics", e.to_string());
-            return Err(problems);
-        }
-    };
-    let logger = Arc::new(Logger::new(settings, sink));
-    let (revoked, redis_health) = (
-        Arc::new(Revoked::default()),
-        Arc::new(RedisHealth::default()),
-    );
     let threads = if threads == 0 {
         std::thread::available_parallelism().map_or(1, usize::from)
     } else {
         threads
     };
-    let redis = redis.compile(
-        revoked.clone(),
-        redis_health.clone(),
-        threads,
-        &metrics.redis,
-        p,
-    );
-    let (books, home) = (Arc::new(Books::default()), Home::default());
-    let shared = redis
-        .as_ref()
-        .map(|redis| Shared::new(redis.commands.clone(), books.clone()));
-    let stored_keys = redis
-        .as_ref()
-        .map(|redis| StoredKeys::new(redis.commands.clone(), metrics.api_key_lookups()))
-        .map(Arc::new);
+    let (process, before) = match purpose {
+        Purpose::Start { settings, sink } => {
+            let logger = Logger::new(settings, sink);
+            match Process::begin(stage, logger, redis, threads, limits.max_keys, p) {
+                Some(process) => (Arc::new(process), None),
+                None => return Err(problems),
+            }
+        }
+        Purpose::Reload { process, before } => {
+            // Looked at, for its faults: what runs keeps what it began with.
+            redis.topology(p);
+            (process, Some(before))
+        }
+    };
+    let Process { stage, metrics, .. } = &*process;
     let (head, body) = sizes.compile(p);
     let roles = Arc::new(Roles::compile(roles, p));
-    let limits = limits.compile(shared, p);
+    let limits = limits.compile(process.spent.clone(), process.shared_limits.clone(), p);
     let attempts = Attempts {
         success: metrics
             .authentication_attempts
@@ -208,88 +216,66 @@ pub fn compile(
         health,
         overload,
     };
-    let pools = Arc::new(Pools::compile(services, timeouts, &defaults, &metrics, p));
-    let commands = redis.as_ref().map(|redis| &redis.commands);
-    let users = remembered("user", CACHES[0], commands, &metrics);
-    let members = remembered("member", CACHES[1], commands, &metrics);
-
+    let parts = pool::Parts {
+        defaults,
+        metrics,
+        connectors: &process.connectors,
+        before: before.map(|before| &*before.pools),
+    };
+    let pools = Arc::new(Pools::compile(services, timeouts, &parts, p));
     let parts = auth::Parts {
-        stage,
+        stage: *stage,
         roles: &roles,
-        revoked,
-        redis: commands.cloned(),
-        stored_keys: stored_keys.clone(),
+        known: &process.known,
         pools: &pools,
-        known_users: users.clone(),
         attempts,
+        before: before.map(|before| &before.auth),
     };
     let auth = auth.compile(parts, p);
-    let tenancy = tenancy.compile(&pools, members.clone(), &metrics.venue_checks, p);
+    let tenancy = tenancy.compile(
+        &pools,
+        process.members.clone(),
+        process.room.clone(),
+        &metrics.venue_checks,
+        p,
+    );
     let parts = route::Parts {
         pools: &pools,
         roles: &roles,
         limits: &limits,
         body,
         http: &metrics.http,
+        before: before.map(|before| &before.table),
     };
     let table = Table::compile(routes, &aliases, &parts, p);
-    let ops = Arc::new(ops.compile(
-        pools.clone(),
-        redis_health,
-        metrics.clone(),
-        logger.clone(),
-        p,
-    ));
+    let ops = ops.compile(&process, pools.clone(), p);
     let secure_headers = secure_headers.compile(p);
-    let unmatched = Arc::new(metrics.http.route(UNMATCHED));
-    let cors = cors.compile(stage, p);
+    let cors = cors.compile(*stage, p);
     problems.none_or(())?;
 
-    let mut tasks: Vec<Box<dyn BackgroundService + Send + Sync>> =
-        vec![Box::new(HealthChecks::new(pools.clone()))];
-    tasks.extend(auth.tasks());
-    let mut memories: Vec<Arc<dyn Remembers>> = vec![users, members];
-    memories.extend(stored_keys.map(|keys| keys as Arc<_>));
-    tasks.extend(
-        redis
-            .into_iter()
-            .flat_map(|redis| redis.tasks(books.clone(), memories.clone(), home.clone())),
-    );
-    let in_force = Arc::new(ArcSwap::from_pointee(Policies {
-        head,
-        times: Times {
-            header: header_timeout.0,
-            idle: keepalive_timeout.0,
-            patience: client_timeout.0,
-        },
-        trusted: TrustedProxies::new(trusted_proxies),
-        ops: ops.clone(),
-        admin: roles.id("admin"),
-        limits,
-        cors,
-        table,
-        auth,
-        tenancy,
-        secure_headers,
-        tracing,
-    }));
     Ok(Compiled {
-        front: FrontParts {
-            in_force: in_force.clone(),
-            connections: metrics.connections.clone(),
-            unmatched: unmatched.clone(),
-            logger: logger.clone(),
+        policies: Policies {
+            head,
+            times: Times {
+                header: header_timeout.0,
+                idle: keepalive_timeout.0,
+                patience: client_timeout.0,
+            },
+            trusted: TrustedProxies::new(trusted_proxies),
+            pools,
+            ops,
+            admin: roles.id("admin"),
+            limits,
+            cors,
+            table,
+            auth,
+            tenancy,
+            secure_headers,
+            tracing,
         },
-        home,
-        gateway: Gateway {
-            in_force,
-            metrics,
-            unmatched,
-            logger,
-        },
-        tasks,
-        pools,
-        ops,
+        process,
+        tree,
+        watch,
         listen: SocketAddr::new(host, port),
         threads,
         shutdown_timeout: shutdown_timeout.0,
@@ -297,35 +283,16 @@ pub fn compile(
     })
 }
 
-/// What other services know, as far as this process remembers it.
-fn remembered<T: Serialize + DeserializeOwned + Send + Sync>(
-    what: &str,
-    prefix: &'static str,
-    redis: Option<&Arc<Redis>>,
-    metrics: &Metrics,
-) -> Arc<Cache<T>> {
-    /// Of one kind; the least used give way.
-    const MOST: usize = 100_000;
-    Arc::new(Cache::new(
-        MOST,
-        prefix,
-        redis.cloned(),
-        Lookups::of(what, &metrics.lookups),
-    ))
-}
-
 /// Serves until a signal ends it.
 ///
 /// # Errors
 /// When the process cannot listen.
-pub fn run(source: &config::Source, compiled: Compiled, sink: Sink) -> Result<(), String> {
+pub fn run(origin: Origin, compiled: Compiled, sink: Sink) -> Result<(), String> {
     let Compiled {
-        gateway,
-        front,
-        home,
-        tasks,
-        pools,
-        ops,
+        policies,
+        process,
+        tree,
+        watch,
         listen,
         threads,
         shutdown_timeout,
@@ -343,29 +310,35 @@ pub fn run(source: &config::Source, compiled: Compiled, sink: Sink) -> Result<()
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
-    first_look(&pools)?;
+    first_look(&policies.pools)?;
 
+    let source = origin.source.to_string();
+    let private = policies.ops.listen;
+    let in_force = Arc::new(ArcSwap::from_pointee(policies));
+    let (gateway, front) = process.front(&in_force);
     let (connections, logger) = (front.connections.clone(), front.logger.clone());
     let proxy = pingora_proxy::http_proxy(&server.configuration, gateway);
+    let life = process.life.clone();
     server.add_service(Listen {
         name: "front",
         threads: None,
         sockets: vec![Bound::to("main", listen)?],
         app: Arc::new(Front::new(proxy, front)),
-        home: Some(home),
+        home: Some(process.home.clone()),
         logger: logger.clone(),
     });
-    if let Some(address) = ops.listen {
+    let (reload, reloading) = Reloading::new(process, in_force.clone(), origin, tree, watch);
+    if let Some(address) = private {
         server.add_service(Listen {
             name: "private",
             threads: Some(1),
             sockets: vec![Bound::to("private", address)?],
-            app: Arc::new(Private(ops.clone())),
+            app: Arc::new(Private { in_force, reload }),
             home: None,
             logger,
         });
     }
-    server.add_service(background_service("upkeep", Upkeep(tasks)));
+    server.add_service(background_service("upkeep", Upkeep::new(reloading)));
     server.add_service(background_service(
         "drain",
         Drain {
@@ -379,31 +352,26 @@ pub fn run(source: &config::Source, compiled: Compiled, sink: Sink) -> Result<()
         env!("CARGO_PKG_VERSION")
     );
     server.run(RunArgs {
-        shutdown_signal: Box::new(Signals { ops }),
+        shutdown_signal: Box::new(Signals { life }),
     });
     Ok(())
 }
 
+/// A dead instance costs its connection time-out; neither start-up nor a reload waits for more than this.
+const LIMIT: Duration = Duration::from_secs(3);
+
 /// The verdicts on instances that can be had before the first request.
 fn first_look(pools: &Pools) -> Result<(), String> {
-    /// A dead instance costs its connection time-out; start-up does not wait for more than this.
-    const LIMIT: Duration = Duration::from_secs(3);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| format!("no runtime can be started: {e}"))?;
-    runtime.block_on(pools.first_look(LIMIT));
+    runtime.block_on(async {
+        // From now on it does not end the process.
+        let _ = signal(SignalKind::hangup());
+        pools.first_look(None, LIMIT).await;
+    });
     Ok(())
-}
-
-/// Keeps what lives beside the requests up to date: health, key sets, revocations.
-struct Upkeep(Vec<Box<dyn BackgroundService + Send + Sync>>);
-
-#[async_trait]
-impl BackgroundService for Upkeep {
-    async fn start(&self, shutdown: ShutdownWatch) {
-        futures::future::join_all(self.0.iter().map(|task| task.start(shutdown.clone()))).await;
-    }
 }
 
 /// Leaves as soon as nothing is in flight any more.
@@ -437,7 +405,7 @@ impl BackgroundService for Drain {
 
 /// SIGTERM and SIGINT both end the process in order; a second one of either ends it at once (decision 35).
 struct Signals {
-    ops: Arc<Ops>,
+    life: Arc<Life>,
 }
 
 #[async_trait]
@@ -453,7 +421,7 @@ impl ShutdownSignalWatch for Signals {
         };
         either(&mut term, &mut int).await;
         log::info!("told to end: the listeners close, what is in flight is finished");
-        self.ops.drain();
+        self.life.drain();
         tokio::spawn(async move {
             either(&mut term, &mut int).await;
             log::warn!("told to end again: the process ends at once");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use redis::RedisConnectionInfo;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::client::Redis;
 use super::follow::Follow;
@@ -14,7 +14,7 @@ use super::{Connected, Revoked};
 use crate::config::{Duration, Problems, Secret};
 use crate::observe::registry::RedisMetrics;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RedisConfig {
     /// One server. Neither this nor `sentinel` nor `cluster`: everything is kept in this process.
@@ -31,7 +31,7 @@ pub struct RedisConfig {
     pub command_timeout: Duration,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SentinelConfig {
     /// The name of the master that they watch.
@@ -43,7 +43,7 @@ pub struct SentinelConfig {
     pub password: Option<Secret>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterConfig {
     /// `host:port` of some nodes: they name the others.

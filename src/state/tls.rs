@@ -6,19 +6,22 @@ use pingora::tls::{
     ClientConfig, RootCertStore, load_ca_file_into_store, load_certs_and_key_files,
 };
 use redis::{ClientTlsConfig, TlsCertificates};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::config::Problems;
+use crate::config::{self, Problems};
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TlsConfig {
     /// Not said: when one of the files is named.
     pub enabled: Option<bool>,
     /// PEM: who signs the servers' certificates; not set: the system's roots.
+    #[serde(serialize_with = "config::with_content")]
     pub ca: Option<String>,
     /// PEM: our own certificate and its key.
+    #[serde(serialize_with = "config::with_content")]
     pub cert: Option<String>,
+    #[serde(serialize_with = "config::with_content")]
     pub key: Option<String>,
 }
 

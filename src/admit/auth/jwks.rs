@@ -6,10 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use async_trait::async_trait;
 use jsonwebtoken::jwk::JwkSet;
-use pingora::server::ShutdownWatch;
-use pingora::services::background::BackgroundService;
 
 use super::fetch::Fetch;
 use super::keys::{VerifyingKey, keys_of_set};
@@ -21,6 +18,7 @@ const REFETCH_AT_MOST_EVERY: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(5);
 
 pub struct Jwks {
+    url: String,
     fetch: Fetch,
     issuer: String,
     every: Duration,
@@ -38,24 +36,35 @@ pub struct KeySet {
     raw: Vec<u8>,
 }
 
-/// The background task that keeps the set fresh.
-pub struct JwksRefresh(Arc<Jwks>);
-
 // === impl Jwks ===
 
 impl Jwks {
-    pub fn new(url: &str, every: Duration, issuer: String) -> Result<Self, String> {
+    pub fn new(url: String, every: Duration, issuer: String) -> Result<Self, String> {
         if every < Duration::from_secs(1) {
             return Err("auth.jwt.jwks_refresh must be at least 1s".into());
         }
         Ok(Self {
-            fetch: Fetch::new(url)?,
+            fetch: Fetch::new(&url)?,
+            url,
             issuer,
             every,
             current: ArcSwap::default(),
             generation: AtomicU64::new(0),
             last_fetch: tokio::sync::Mutex::new(None),
         })
+    }
+
+    pub fn is_of(&self, url: &str, every: Duration, issuer: &str) -> bool {
+        self.url == url && self.every == every && self.issuer == issuer
+    }
+
+    /// Fetches the set if nobody has yet.
+    pub async fn first_look(&self) {
+        let mut last_fetch = self.last_fetch.lock().await;
+        if self.generation() == 0 {
+            *last_fetch = Some(Instant::now());
+            let _ = self.refresh().await;
+        }
     }
 
     pub fn current(&self) -> Arc<KeySet> {
@@ -118,29 +127,16 @@ impl Jwks {
     }
 }
 
-// === impl JwksRefresh ===
-
-impl JwksRefresh {
-    pub(super) fn new(jwks: Arc<Jwks>) -> Self {
-        Self(jwks)
-    }
-}
-
-#[async_trait]
-impl BackgroundService for JwksRefresh {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        loop {
-            let turn = self.0.last_fetch.lock().await;
-            let outcome = self.0.refresh().await;
-            drop(turn);
-            let wait = match outcome {
-                Ok(()) => self.0.every,
-                Err(()) => RETRY.min(self.0.every),
-            };
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                _ = shutdown.changed() => return,
-            }
-        }
+/// Keeps the set fresh, for as long as it is in force.
+pub async fn keep_fresh(jwks: Arc<Jwks>) {
+    loop {
+        let turn = jwks.last_fetch.lock().await;
+        let outcome = jwks.refresh().await;
+        drop(turn);
+        let wait = match outcome {
+            Ok(()) => jwks.every,
+            Err(()) => RETRY.min(jwks.every),
+        };
+        tokio::time::sleep(wait).await;
     }
 }

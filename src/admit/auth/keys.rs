@@ -4,6 +4,7 @@
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use once_cell::sync::OnceCell;
 
 use super::JwtConfig;
 use crate::config::{Problems, Secret, Stage};
@@ -39,10 +40,14 @@ impl VerifyingKey {
     }
 }
 
+/// In place of one that is not configured, in development; it lives as long as the process.
+pub type RandomSecret = OnceCell<Secret>;
+
 /// The keys of the configuration itself: the shared secret and the public key.
 pub fn local_keys(
     config: &mut JwtConfig,
     stage: Stage,
+    random: &RandomSecret,
     problems: &mut Problems,
 ) -> Vec<VerifyingKey> {
     let mut keys = Vec::new();
@@ -69,8 +74,8 @@ pub fn local_keys(
         None if has_public_key || problems.len() > faults_before => {}
         None if stage == Stage::Development => {
             log::warn!("JWT_SECRET is not set: a random one is in force until this process ends");
-            match random_secret() {
-                Ok(secret) => keys.push(hs256(&secret, &config.issuer)),
+            match random.get_or_try_init(random_secret) {
+                Ok(secret) => keys.push(hs256(secret, &config.issuer)),
                 Err(e) => problems.add(
                     "auth.jwt.secret",
                     format!("no random secret can be made: {e}"),

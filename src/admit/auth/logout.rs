@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::refresh::Families;
 use super::token::{LEEWAY, unix_now};
-use crate::state::{Family, Revoked, Settle, TokenFacts, blacklisted};
+use crate::state::{Family, Revoked, TokenFacts, blacklisted};
 
 pub struct Logout {
     families: Arc<Families>,
@@ -42,10 +42,5 @@ impl Logout {
             }
         };
         futures::join!(token_ends, family_ends);
-    }
-
-    /// Tells Redis what it was not told yet, where there is one.
-    pub fn settle(&self) -> Option<Settle> {
-        self.families.kept().cloned().map(Settle)
     }
 }

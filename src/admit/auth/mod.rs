@@ -4,6 +4,7 @@ pub mod api_key;
 mod fetch;
 mod jwks;
 mod keys;
+mod known;
 mod logout;
 pub mod refresh;
 mod token;
@@ -16,26 +17,27 @@ use std::time::Instant;
 
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
-use pingora::services::background::BackgroundService;
 use prometheus::{IntCounter, IntCounterVec};
 use serde::{Deserialize, Serialize};
 
 use super::limits::{Exceeded, FailureGuard, FailureGuardConfig};
-use super::lookup::{Behalf, User};
+use super::lookup::Behalf;
 use super::permissions::{Permissions, RoleId, Roles};
 use super::tenancy::Venues;
-use crate::config::{Duration, Problems, Secret, Stage};
-use crate::connection::streams::{Ask, Streams};
+use crate::config::{self, Duration, Problems, Secret, Stage};
+use crate::connection::streams::Streams;
 use crate::forward::pool::Pools;
-use crate::state::{Cache, Redis, Revoked, TokenFacts};
-use api_key::{ApiKeyConfig, ApiKeys, Given, StoredKeys};
+use crate::policies::Task;
+use crate::state::{Revoked, TokenFacts};
+use api_key::{ApiKeyConfig, ApiKeys, Given};
+pub use known::Known;
 use logout::Logout;
 use refresh::{Families, Refresh, RefreshConfig};
 use token::Tokens;
 pub use users::UsersConfig;
 use users::{Incomplete, Users};
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AuthConfig {
     pub jwt: JwtConfig,
@@ -47,7 +49,7 @@ pub struct AuthConfig {
     pub failures: FailureGuardConfig,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct JwtConfig {
     pub issuer: String,
@@ -55,6 +57,7 @@ pub struct JwtConfig {
     /// Signs access tokens where it differs from `secret`.
     pub access_secret: Option<Secret>,
     /// PEM, or the path of a PEM file.
+    #[serde(serialize_with = "config::with_content")]
     pub public_key: Option<String>,
     pub jwks_url: Option<String>,
     pub jwks_refresh: Duration,
@@ -63,13 +66,13 @@ pub struct JwtConfig {
 }
 
 /// What holds for tokens while revocations were never read from Redis (decision 33).
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RevocationConfig {
     pub unknown: Unread,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unread {
     #[default]
@@ -116,16 +119,15 @@ pub enum Source {
 pub struct Parts<'a> {
     pub stage: Stage,
     pub roles: &'a Arc<Roles>,
-    pub revoked: Arc<Revoked>,
-    pub redis: Option<Arc<Redis>>,
-    pub stored_keys: Option<Arc<StoredKeys>>,
+    pub known: &'a Known,
     pub pools: &'a Pools,
-    pub known_users: Arc<Cache<User>>,
     pub attempts: Attempts,
+    /// Whose place this takes.
+    pub before: Option<&'a Auth>,
 }
 
 /// What a route asks of its callers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AuthRule {
     /// Anybody.
@@ -166,7 +168,7 @@ pub struct TenantsDiffer;
 
 /// Identifies callers, and answers what they ask about their tokens.
 pub struct Auth {
-    tokens: Tokens,
+    tokens: Arc<Tokens>,
     api_keys: ApiKeys,
     users: Users,
     failures: FailureGuard,
@@ -206,13 +208,12 @@ impl AuthConfig {
         let Parts {
             stage,
             roles,
-            revoked,
-            redis,
-            stored_keys,
+            known,
             pools,
-            known_users,
             attempts,
+            before,
         } = parts;
+        let revoked = &known.revoked;
         let Self {
             jwt,
             refresh,
@@ -221,18 +222,27 @@ impl AuthConfig {
             api_keys,
             failures,
         } = self;
-        let users = users.compile(pools, known_users, roles.clone(), problems);
+        let users = users.compile(pools, known.users.clone(), roles.clone(), problems);
         let lives = refresh.lives(problems);
-        let families = Arc::new(Families::new(lives, redis, revoked.clone()));
+        let families = Families::new(lives, known.families.clone(), revoked.clone());
+        let families = Arc::new(families);
+        let tokens = token::Parts {
+            stage,
+            roles,
+            revoked,
+            look_up_all: users.always,
+            random: &known.random,
+            before: before.map(|before| &before.tokens),
+        };
         Auth {
             unread: (unknown == Unread::Refuse).then(|| revoked.clone()),
             refresh: refresh.compile(&jwt, stage, families.clone(), &attempts, problems),
             logout: Arc::new(Logout::new(families, revoked.clone())),
-            streams: Arc::new(Streams::new(revoked.clone())),
-            tokens: Tokens::compile(jwt, stage, roles.clone(), revoked, users.always, problems),
+            streams: known.streams.clone(),
+            tokens: Tokens::compile(jwt, tokens, problems),
             users,
-            api_keys: ApiKeys::compile(api_keys, stored_keys, problems),
-            failures: failures.compile(problems),
+            api_keys: ApiKeys::compile(api_keys, known.stored_keys.clone(), problems),
+            failures: failures.compile(known.failures.clone(), problems),
             attempts,
         }
     }
@@ -360,17 +370,14 @@ impl Auth {
         self.failures.note(client, now);
     }
 
-    /// What runs beside the requests: keys are kept fresh, streams of the revoked are cut, and what Redis was not told yet is.
-    pub fn tasks(&self) -> Vec<Box<dyn BackgroundService + Send + Sync>> {
-        let mut tasks: Vec<Box<dyn BackgroundService + Send + Sync>> =
-            vec![Box::new(Ask(self.streams.clone()))];
-        tasks.extend(
-            self.tokens
-                .jwks_refresh()
-                .map(|task| Box::new(task) as Box<_>),
-        );
-        tasks.extend(self.logout.settle().map(|task| Box::new(task) as Box<_>));
-        tasks
+    /// Fetches the issuer's keys, where nobody has yet.
+    pub async fn first_look(&self) {
+        self.tokens.first_look().await;
+    }
+
+    /// What keeps the issuer's keys fresh.
+    pub fn tasks(&self) -> impl Iterator<Item = Task> {
+        self.tokens.tasks()
     }
 }
 

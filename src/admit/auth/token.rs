@@ -10,13 +10,14 @@ use jsonwebtoken::errors::ErrorKind;
 
 use serde::Deserialize;
 
-use super::jwks::{Jwks, JwksRefresh};
-use super::keys::{VerifyingKey, local_keys};
+use super::jwks::{Jwks, keep_fresh};
+use super::keys::{RandomSecret, VerifyingKey, local_keys};
 use super::{AuthError, Caller, JwtConfig, Source, Tier};
 use crate::admit::permissions::{Permissions, Roles};
 use crate::admit::tenancy::Venues;
-use crate::config::{Problems, Stage};
+use crate::config::{Problems, Stage, tree};
 use crate::observe::logging::unix_millis;
+use crate::policies::Task;
 use crate::state::{Family, Memory, Revoked, TokenFacts, memory};
 
 /// A token longer than this is no token of ours; it also would not fit the header block beside anything else.
@@ -39,6 +40,19 @@ pub struct Tokens {
     hasher: ahash::RandomState,
     /// What tokens say of their users is not the last word.
     look_up_all: bool,
+    /// What the configuration says of tokens: while that holds, what is remembered does.
+    basis: serde_yaml::Value,
+}
+
+/// What tokens are verified with, beside their own configuration.
+pub struct Parts<'a> {
+    pub stage: Stage,
+    pub roles: &'a Arc<Roles>,
+    pub revoked: &'a Arc<Revoked>,
+    pub look_up_all: bool,
+    pub random: &'a RandomSecret,
+    /// Whose place these take.
+    pub before: Option<&'a Arc<Tokens>>,
 }
 
 struct Verified {
@@ -72,15 +86,23 @@ struct Claims {
 }
 
 impl Tokens {
-    pub fn compile(
-        mut config: JwtConfig,
-        stage: Stage,
-        roles: Arc<Roles>,
-        revoked: Arc<Revoked>,
-        look_up_all: bool,
-        problems: &mut Problems,
-    ) -> Self {
-        let local = local_keys(&mut config, stage, problems);
+    pub fn compile(mut config: JwtConfig, parts: Parts<'_>, problems: &mut Problems) -> Arc<Self> {
+        let Parts {
+            stage,
+            roles,
+            revoked,
+            look_up_all,
+            random,
+            before,
+        } = parts;
+        let basis = tree(&config);
+        if let Some(unchanged) = before.filter(|before| {
+            let says_the_same = before.basis == basis && before.look_up_all == look_up_all;
+            says_the_same && before.roles.has_same_ids(roles)
+        }) {
+            return unchanged.clone();
+        }
+        let local = local_keys(&mut config, stage, random, problems);
         let JwtConfig {
             issuer,
             secret: _,
@@ -97,21 +119,26 @@ impl Tokens {
             problems.add("auth.jwt.cache_tokens", "must be at least 1");
         }
         let jwks = jwks_url.and_then(|url| {
-            Jwks::new(&url, jwks_refresh.0, issuer)
+            let before = before.and_then(|before| before.jwks.as_ref());
+            if let Some(same) = before.filter(|jwks| jwks.is_of(&url, jwks_refresh.0, &issuer)) {
+                return Some(same.clone());
+            }
+            Jwks::new(url, jwks_refresh.0, issuer)
                 .inspect_err(|fault| problems.add("auth.jwt.jwks_url", fault.clone()))
                 .ok()
                 .map(Arc::new)
         });
-        Self {
+        Arc::new(Self {
             local,
             jwks,
-            roles,
-            revoked,
+            roles: roles.clone(),
+            revoked: revoked.clone(),
             good: memory(cache_tokens),
             bad: memory(FAILED_TOKENS),
             look_up_all,
             hasher: ahash::RandomState::new(),
-        }
+            basis,
+        })
     }
 
     /// The outcome for a token that was seen before, if it still holds.
@@ -295,8 +322,14 @@ impl Tokens {
         })
     }
 
-    pub fn jwks_refresh(&self) -> Option<JwksRefresh> {
-        self.jwks.clone().map(JwksRefresh::new)
+    pub async fn first_look(&self) {
+        if let Some(jwks) = &self.jwks {
+            jwks.first_look().await;
+        }
+    }
+
+    pub fn tasks(&self) -> impl Iterator<Item = Task> {
+        self.jwks.iter().map(|jwks| Task::of(jwks, keep_fresh))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{AuthError, Caller, Source, Tier};
 use crate::admit::lookup::{Behalf, Lookup, NotFoundOut, Setup, User};
@@ -12,7 +12,7 @@ use crate::config::{Duration, Problems};
 use crate::forward::pool::Pools;
 use crate::state::Cache;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UsersConfig {
     /// Who is asked.

@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::Method;
-use pingora_limits::rate::Rate;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::window::Windows;
-use super::{Flood, GLOBAL, Limits, Rule, Shared, TICKET};
+use super::{GLOBAL, Limits, Rule, Shared, Spent, TICKET};
 use crate::config::{Duration, Problems};
 use crate::route::METHODS;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
     pub enabled: bool,
@@ -26,7 +24,7 @@ pub struct LimitsConfig {
     pub max_keys: usize,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FloodConfig {
     /// Requests a second from one address, whoever they are for. A guard, counted in one-second steps.
@@ -34,14 +32,14 @@ pub struct FloodConfig {
 }
 
 /// The one rule that has defaults.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GlobalConfig {
     pub max: u32,
     pub window: Duration,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuleConfig {
     pub max: u32,
@@ -54,7 +52,7 @@ pub struct RuleConfig {
     pub skip_successes: bool,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TicketConfig {
     pub max: u32,
@@ -101,7 +99,13 @@ impl Default for TicketConfig {
 }
 
 impl LimitsConfig {
-    pub fn compile(self, shared: Option<Shared>, problems: &mut Problems) -> Limits {
+    /// `spent` has been made for `max_keys`.
+    pub fn compile(
+        self,
+        spent: Arc<Spent>,
+        shared: Option<Shared>,
+        problems: &mut Problems,
+    ) -> Limits {
         let Self {
             enabled,
             flood,
@@ -121,7 +125,7 @@ impl LimitsConfig {
         }
         let ticket = Rule {
             name: TICKET.into(),
-            id: u32::MAX,
+            id: spent.windows.hash(&TICKET),
             max,
             window: window.0,
             block: block.0,
@@ -168,13 +172,12 @@ impl LimitsConfig {
             };
             check_rule(&place, max, window, problems);
             let methods = counted_methods(&place, &methods, problems);
-            let id = rules.len() as u32;
             let own = if name == GLOBAL { "" } else { &name };
             rules.insert(
                 name.clone(),
                 Arc::new(Rule {
                     name: own.into(),
-                    id,
+                    id: spent.windows.hash(&name.as_str()),
                     max,
                     window: window.0,
                     block: std::time::Duration::ZERO,
@@ -184,15 +187,11 @@ impl LimitsConfig {
                 }),
             );
         }
-        let flood = enabled.then(|| Flood {
-            per_second: isize::try_from(per_second).unwrap_or(isize::MAX),
-            rate: Rate::new(std::time::Duration::from_secs(1)),
-        });
         Limits {
             enabled,
-            flood,
+            flood: isize::try_from(per_second).unwrap_or(isize::MAX),
             rules,
-            windows: Windows::new(max_keys),
+            spent,
             shared,
         }
     }

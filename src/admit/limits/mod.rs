@@ -24,7 +24,7 @@ use crate::route::{METHODS, MethodIndex};
 use crate::state::{chosen_key_part, key_part};
 pub use config::LimitsConfig;
 use config::check_rule;
-pub use failures::{FailureGuard, FailureGuardConfig};
+pub use failures::{FailureGuard, FailureGuardConfig, Failures};
 use shared::Decision;
 pub use shared::{Books, Shared};
 use window::{Ask, Windows};
@@ -35,7 +35,8 @@ pub use window::{Exceeded, Standing};
 pub struct Rule {
     /// Empty for the global one.
     name: Box<str>,
-    id: u32,
+    /// Follows from the name: under other rules the same limit goes on with what was spent.
+    id: u64,
     max: u32,
     window: std::time::Duration,
     /// How long one who exceeds it is kept out.
@@ -58,16 +59,19 @@ pub struct Who<'a> {
 /// Every limit of the gateway, and who has spent what.
 pub struct Limits {
     enabled: bool,
-    flood: Option<Flood>,
+    /// Requests a second from one address.
+    flood: isize,
     rules: BTreeMap<String, Arc<Rule>>,
-    windows: Windows,
+    spent: Arc<Spent>,
     /// One window for all processes, where Redis is configured.
     shared: Option<Shared>,
 }
 
-struct Flood {
-    per_second: isize,
-    rate: Rate,
+/// Who has spent what in this process, whatever the limits are: it outlives them.
+pub struct Spent {
+    windows: Windows,
+    /// Of each address, within a second.
+    flood: Rate,
 }
 
 /// The name of the limit that every route has unless it says otherwise.
@@ -88,11 +92,8 @@ impl Limits {
     /// # Errors
     /// When the address has sent more than its share within this second.
     pub fn check_address(&self, client: IpAddr) -> Result<(), Exceeded> {
-        let Some(flood) = &self.flood else {
-            return Ok(());
-        };
-        if flood.rate.observe(&counted(client), 1) > flood.per_second {
-            return Err(Exceeded::after_ms(flood.per_second as u32, 1000));
+        if self.enabled && self.spent.flood.observe(&counted(client), 1) > self.flood {
+            return Err(Exceeded::after_ms(self.flood as u32, 1000));
         }
         Ok(())
     }
@@ -123,7 +124,7 @@ impl Limits {
         let asks = &asks[..count];
         match &self.shared {
             _ if asks.is_empty() => Ok(None),
-            None => self.windows.spend(asks, now).map(Some),
+            None => self.spent.windows.spend(asks, now).map(Some),
             Some(shared) => {
                 let keys = rules
                     .iter()
@@ -146,7 +147,7 @@ impl Limits {
         }
         let hash = self.hash(who);
         for rule in rules.iter().filter(forgiving) {
-            self.windows.forgive(&self.ask(rule, who, hash));
+            self.spent.windows.forgive(&self.ask(rule, who, hash));
         }
         if let Some(shared) = &self.shared {
             let keys = rules.iter().filter(forgiving);
@@ -157,8 +158,8 @@ impl Limits {
 
     fn hash(&self, who: Who<'_>) -> u64 {
         match who.caller {
-            Some(caller) => self.windows.hash(&caller.limit_key()),
-            None => self.windows.hash(&("rl:ip:", counted(who.client))),
+            Some(caller) => self.spent.windows.hash(&caller.limit_key()),
+            None => self.spent.windows.hash(&("rl:ip:", counted(who.client))),
         }
     }
 
@@ -166,7 +167,7 @@ impl Limits {
         let event = who.event.filter(|_| rule.per_event);
         let tier = who.caller.map_or(Tier::default(), |caller| caller.tier);
         Ask {
-            key: self.windows.hash(&(rule.id, hash, event)),
+            key: self.spent.windows.hash(&(rule.id, hash, event)),
             max: rule.max.saturating_mul(tier as u32),
             window: rule.window,
             block: rule.block,
@@ -181,7 +182,7 @@ impl Limits {
     ) -> Result<Standing, Exceeded> {
         let Ok(decision) = shared.spend(&limits).await else {
             let asks: Vec<Ask> = limits.iter().map(|(_, ask)| *ask).collect();
-            let standing = self.windows.spend(&asks, now)?;
+            let standing = self.spent.windows.spend(&asks, now)?;
             shared.note(limits, now);
             return Ok(standing);
         };
@@ -192,7 +193,8 @@ impl Limits {
         } = decision;
         let mut standings: Vec<Standing> = Vec::with_capacity(usage.len());
         for ((_, ask), usage) in limits.iter().zip(&usage) {
-            self.windows
+            self.spent
+                .windows
                 .follow(ask, usage.used, usage.leaves_in_ms, now);
             standings.push(Standing {
                 limit: ask.max,
@@ -224,6 +226,18 @@ impl Limits {
                 remaining: 0,
                 reset_secs: 0,
             }),
+        }
+    }
+}
+
+// === impl Spent ===
+
+impl Spent {
+    /// Of so many keys at most; the longest idle give way.
+    pub fn new(max_keys: usize) -> Self {
+        Self {
+            windows: Windows::new(max_keys),
+            flood: Rate::new(std::time::Duration::from_secs(1)),
         }
     }
 }

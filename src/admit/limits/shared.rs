@@ -32,6 +32,7 @@ pub struct Usage {
 }
 
 /// The windows in Redis.
+#[derive(Clone)]
 pub struct Shared {
     redis: Arc<Redis>,
     books: Arc<Books>,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prometheus::IntCounterVec;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::budget::Budget;
 use super::{Checks, Tenancy};
@@ -12,7 +12,7 @@ use crate::config::{Duration, Problems};
 use crate::forward::pool::Pools;
 use crate::state::Cache;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TenancyConfig {
     /// Who is asked whether a user belongs to a venue.
@@ -42,6 +42,7 @@ impl TenancyConfig {
         self,
         pools: &Pools,
         cache: Arc<Cache<Membership>>,
+        room: Arc<Budget>,
         checks: &IntCounterVec,
         problems: &mut Problems,
     ) -> Tenancy {
@@ -61,7 +62,7 @@ impl TenancyConfig {
         };
         let outcome = |outcome| checks.with_label_values(&[outcome]);
         Tenancy {
-            room: Budget::new(),
+            room,
             members: Lookup::compile(setup, pools, cache, problems),
             checks: Checks {
                 claim: outcome("claim"),

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::header::{COOKIE, HeaderName};
 use pingora_proxy::Session;
 use prometheus::IntCounter;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::auth::{Caller, Source};
 use super::body::{self, Size};
@@ -23,14 +23,15 @@ use crate::context::Ctx;
 use crate::gateway::Gateway;
 use crate::reply::Refusal;
 use crate::route::Route;
-use budget::{Budget, Full};
+pub use budget::Budget;
+use budget::Full;
 pub use config::TenancyConfig;
 pub use content::Hold;
 use content::{Content, Step};
 pub use names::{Ambiguous, Named, announces_tenant, announces_venue};
 
 /// Where a route's requests are looked at for venues.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VenueRule {
     /// In the path, the query, the header fields and the body.

@@ -15,21 +15,21 @@ use std::time::{Duration, Instant};
 
 use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::observe::registry::ServiceMetrics;
 pub use gradient::Baseline;
 use gradient::Gradient;
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OverloadConfig {
     pub enabled: bool,
 }
 
 /// How much a route matters, when not everything can be served.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Priority {
     /// Checkout, and webhooks.
@@ -179,6 +179,10 @@ impl Limiter {
             self.metrics.concurrency_limit.set(i64::from(limit));
             self.serve_who_waits();
         }
+    }
+
+    pub fn is_enabled(&self) -> bool {
+        self.enabled
     }
 
     pub fn in_flight(&self) -> u32 {

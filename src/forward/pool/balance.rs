@@ -13,13 +13,13 @@ use pingora::protocols::l4::socket::SocketAddr as AnyAddr;
 use pingora_load_balancing::selection::consistent::KetamaHashing;
 use pingora_load_balancing::selection::{BackendIter, BackendSelection};
 use pingora_load_balancing::{Backend, Extensions};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::inet;
 use super::members::{Candidate, Member, View};
 use crate::config::{self, Problems};
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BalanceConfig {
     pub strategy: Strategy,
@@ -29,7 +29,7 @@ pub struct BalanceConfig {
     pub slow_start: config::Duration,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
     /// The better of two drawn by chance, by latency and requests in flight.

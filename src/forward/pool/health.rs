@@ -7,18 +7,16 @@ use async_trait::async_trait;
 use http::header::HOST;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
-use pingora::server::ShutdownWatch;
-use pingora::services::background::BackgroundService;
 use pingora_load_balancing::Backend;
 use pingora_load_balancing::health_check::HealthCheck;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::members::Members;
 use super::names::Instance;
-use super::{Pools, inet};
+use super::{Pool, inet};
 use crate::config::{self, Problems};
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthConfig {
     /// Off: every instance counts as healthy.
@@ -46,9 +44,6 @@ pub struct Check {
     connector: Arc<Connector>,
     members: Arc<Members>,
 }
-
-/// The background task that keeps all pools' names and health up to date.
-pub struct HealthChecks(Arc<Pools>);
 
 impl Default for HealthConfig {
     fn default() -> Self {
@@ -167,38 +162,18 @@ impl HealthCheck for Check {
     }
 }
 
-// === impl HealthChecks ===
-
-impl HealthChecks {
-    pub fn new(pools: Arc<Pools>) -> Self {
-        Self(pools)
-    }
-}
-
-#[async_trait]
-impl BackgroundService for HealthChecks {
-    async fn start(&self, shutdown: ShutdownWatch) {
-        let loops = self.0.by_name.values().cloned().map(|pool| {
-            let mut shutdown = shutdown.clone();
-            async move {
-                let checks = async {
-                    loop {
-                        tokio::time::sleep(pool.pause()).await;
-                        pool.look().await;
-                    }
-                };
-                let judgements = async {
-                    loop {
-                        pool.judge().await;
-                    }
-                };
-                tokio::select! {
-                    () = checks => {}
-                    () = judgements => {}
-                    _ = shutdown.changed() => {}
-                }
-            }
-        });
-        futures::future::join_all(loops).await;
-    }
+/// Keeps a pool's names and health up to date, for as long as it is in force.
+pub async fn keep_up(pool: Arc<Pool>) {
+    let checks = async {
+        loop {
+            tokio::time::sleep(pool.pause()).await;
+            pool.look().await;
+        }
+    };
+    let judgements = async {
+        loop {
+            pool.judge().await;
+        }
+    };
+    tokio::join!(checks, judgements);
 }

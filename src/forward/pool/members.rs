@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -93,17 +93,21 @@ pub struct Members {
     all: Mutex<Vec<Arc<Member>>>,
     view: ArcSwap<View>,
     metrics: Arc<ServiceMetrics>,
+    /// Others speak for the service now: what still happens here is not shown.
+    retired: AtomicBool,
 }
 
 /// Over which [`Member::recent`] counts.
 const RECENT: Duration = Duration::from_secs(10);
 
 impl Members {
+    /// `before`: whose place these take. Instances that stay keep what is known of them.
     pub fn new(
         service: &str,
         balance: Balance,
         outlier: Outlier,
         metrics: Arc<ServiceMetrics>,
+        before: Option<&Self>,
     ) -> Self {
         Self {
             service: service.into(),
@@ -116,9 +120,38 @@ impl Members {
             }),
             balance,
             outlier,
-            all: Mutex::new(Vec::new()),
+            all: Mutex::new(before.map_or_else(Vec::new, |before| before.all.lock().clone())),
             metrics,
+            retired: AtomicBool::new(false),
         }
+    }
+
+    /// Until the names are resolved: of those who were there, the ones that are still configured.
+    pub fn begin(&self, instances: &[Arc<Instance>]) {
+        let all = self.all.lock();
+        let is_configured =
+            |m: &&Arc<Member>| instances.iter().any(|i| Arc::ptr_eq(i, &m.instance));
+        let stay: Vec<Arc<Member>> = all.iter().filter(is_configured).cloned().collect();
+        self.publish(&stay, self.balance.ring(&stay), Instant::now());
+    }
+
+    /// `is_removed`: nobody takes their place.
+    pub fn retire(&self, is_removed: bool) {
+        let _all = self.all.lock();
+        self.retired.store(true, Relaxed);
+        if is_removed {
+            self.metrics.observe_census(&Census::default());
+        }
+    }
+
+    /// Takes over what all checks so far come to.
+    pub fn agree_with(&self, passes: impl Fn(SocketAddr) -> bool) {
+        let now = Instant::now();
+        let all = self.all.lock();
+        for member in all.iter() {
+            member.standing.lock().checked(passes(member.address), now);
+        }
+        self.publish(&all, self.ring(), now);
     }
 
     pub fn balance(&self) -> &Balance {
@@ -154,13 +187,20 @@ impl Members {
             else {
                 continue;
             };
-            let known = before
-                .iter()
-                .find(|m| m.address == address && Arc::ptr_eq(&m.instance, instance));
-            all.push(known.cloned().unwrap_or_else(|| {
-                let returned = (!first_time).then_some(now);
-                Arc::new(Member::new(address, instance.clone(), returned, now))
-            }));
+            let here: Vec<&Arc<Member>> = before.iter().filter(|m| m.address == address).collect();
+            let known = here.iter().find(|m| Arc::ptr_eq(&m.instance, instance));
+            all.push(known.map_or_else(
+                || {
+                    let returned = (!first_time).then_some(now);
+                    let member = Member::new(address, instance.clone(), returned, now);
+                    // Another weight, say, does not make it well.
+                    if let Some(before) = here.first() {
+                        *member.standing.lock() = *before.standing.lock();
+                    }
+                    Arc::new(member)
+                },
+                |known| Arc::clone(known),
+            ));
         }
         self.publish(&all, self.balance.ring(&all), now);
     }
@@ -170,11 +210,7 @@ impl Members {
         let now = Instant::now();
         let all = self.all.lock();
         if let Some(member) = all.iter().find(|member| member.address == address) {
-            let mut standing = member.standing.lock();
-            if passes_checks && !standing.passes_checks {
-                standing.returned = Some(now);
-            }
-            standing.passes_checks = passes_checks;
+            member.standing.lock().checked(passes_checks, now);
         }
         self.publish(&all, self.ring(), now);
     }
@@ -284,7 +320,9 @@ impl Members {
             .chain(open.iter().filter_map(|c| Some(c.returned? + slow_start)))
             .min();
         let was = self.view.load().census;
-        self.tell(was, census, available);
+        if !self.retired.load(Relaxed) {
+            self.tell(was, census, available);
+        }
         let view = View {
             turns: Turns::new(&weights),
             ring,
@@ -306,6 +344,17 @@ impl Members {
             _ => {}
         }
         self.metrics.observe_census(&is);
+    }
+}
+
+// === impl Standing ===
+
+impl Standing {
+    fn checked(&mut self, passes_checks: bool, now: Instant) {
+        if passes_checks && !self.passes_checks {
+            self.returned = Some(now);
+        }
+        self.passes_checks = passes_checks;
     }
 }
 

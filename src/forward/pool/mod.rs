@@ -10,34 +10,40 @@ mod latency;
 mod members;
 mod names;
 mod outlier;
+mod parts;
+mod settings;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use pingora::connectors::http::Connector;
 use pingora::protocols::l4::socket::SocketAddr as AnyAddr;
 use pingora_load_balancing::Backends;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::breaker::{Breaker, BreakerConfig, BreakerOverrides};
+use super::breaker::{Breaker, BreakerOverrides};
 use super::deadline::{NamedTimeouts, TimeoutConfig, Timeouts};
-use super::overload::{Limiter, OverloadConfig};
+use super::overload::{Baseline, Limiter, OverloadConfig};
 use super::retry::{Retry, RetryConfig};
 use crate::config::Problems;
-use crate::observe::registry::{Metrics, ServiceMetrics};
+use crate::observe::registry::ServiceMetrics;
+use crate::policies::Task;
 pub use attempt::Attempt;
 pub use balance::{Affinity, BalanceConfig};
-use health::{Check, check_health};
-pub use health::{HealthChecks, HealthConfig};
+pub use health::HealthConfig;
+use health::{Check, check_health, keep_up};
 pub use members::Census;
 use members::Members;
 pub use names::InstanceConfig;
-use names::{Names, compile_instances};
+use names::{Instance, Known, Names, compile_instances};
 pub use outlier::OutlierConfig;
+pub use parts::{Connectors, Defaults, Parts};
+use settings::Settings;
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServiceConfig {
     /// One instance, or several separated by commas. `{SERVICE_NAME}_URL` in the environment wins.
@@ -54,23 +60,13 @@ pub struct ServiceConfig {
     pub overload: Option<OverloadConfig>,
 }
 
-/// What holds for services that do not say otherwise.
-pub struct Defaults {
-    pub breaker: BreakerConfig,
-    pub retry: RetryConfig,
-    pub balance: BalanceConfig,
-    pub outlier: OutlierConfig,
-    pub health: HealthConfig,
-    pub overload: OverloadConfig,
-}
-
 /// All services by name.
 pub struct Pools {
     by_name: BTreeMap<String, Arc<Pool>>,
     /// The time that a service names for its routes.
     service_timeouts: BTreeMap<String, TimeoutConfig>,
     timeouts: NamedTimeouts,
-    /// For what the gateway itself asks services. One for all: each would read the system's certificates.
+    /// For what the gateway itself asks services.
     connector: Arc<Connector>,
 }
 
@@ -81,10 +77,17 @@ pub struct Pool {
     pub retry: Retry,
     pub limiter: Arc<Limiter>,
     pub metrics: Arc<ServiceMetrics>,
+    /// Of what the gateway itself asks it.
+    pub baseline: Arc<Baseline>,
     members: Arc<Members>,
     backends: Backends,
+    /// How often all instances were checked.
+    rounds: AtomicUsize,
     health: HealthConfig,
     epoch: Instant,
+    instances: Vec<Arc<Instance>>,
+    known: Arc<Known>,
+    settings: Settings,
 }
 
 /// No instance is known.
@@ -95,28 +98,34 @@ impl Pools {
     pub fn compile(
         services: BTreeMap<String, ServiceConfig>,
         timeouts: NamedTimeouts,
-        defaults: &Defaults,
-        metrics: &Metrics,
+        parts: &Parts<'_>,
         problems: &mut Problems,
     ) -> Self {
         let mut pools = Self {
             by_name: BTreeMap::new(),
             service_timeouts: BTreeMap::new(),
             timeouts,
-            connector: Arc::new(Connector::new(None)),
+            connector: parts.connectors.questions.clone(),
         };
-        defaults.check(problems);
-        // Of their own: a check shows that a new connection can be made.
-        let checks = Arc::new(Connector::new(None));
+        parts.defaults.check(problems);
         for (name, mut config) in services {
             if let Some(timeout) = config.timeout.take() {
                 let place = format!("services.{name}");
                 pools.timeouts.resolve(&place, Some(&timeout), problems);
                 pools.service_timeouts.insert(name.clone(), timeout);
             }
-            let metrics = Arc::new(metrics.service(&name));
-            let pool = Pool::compile(&name, config, defaults, metrics, &checks, problems);
-            pools.by_name.insert(name, Arc::new(pool));
+            let settings = Settings::of(&config, &parts.defaults);
+            let before = parts.before.and_then(|before| before.get(&name));
+            let pool = match before.filter(|before| before.settings == settings) {
+                Some(unchanged) => unchanged.clone(),
+                None => {
+                    let before = before.map(|before| &**before);
+                    Arc::new(Pool::compile(
+                        &name, config, settings, before, parts, problems,
+                    ))
+                }
+            };
+            pools.by_name.insert(name, pool);
         }
         pools
     }
@@ -154,35 +163,51 @@ impl Pools {
     }
 
     /// Resolves every name and checks every instance once, at most for `limit`: the verdicts that can be had before
-    /// the first request.
-    pub async fn first_look(&self, limit: Duration) {
-        let all = self.by_name.values().map(|pool| pool.first_look());
-        let _ = tokio::time::timeout(limit, futures::future::join_all(all)).await;
+    /// the first request. What `before` has already has been looked at.
+    pub async fn first_look(&self, before: Option<&Self>, limit: Duration) {
+        let new = self
+            .iter()
+            .filter(|pool| !before.is_some_and(|before| before.has(pool)));
+        let looks = new.map(|pool| pool.first_look());
+        let _ = tokio::time::timeout(limit, futures::future::join_all(looks)).await;
     }
-}
 
-impl Defaults {
-    /// Each fault once, however many services share it.
-    fn check(&self, problems: &mut Problems) {
-        self.breaker.check("breaker", problems);
-        check_health("health", &self.health, problems);
-        self.retry.clone().compile("retry", problems);
-        self.balance.clone().compile("balance", problems);
-        self.outlier.clone().compile("outlier", problems);
+    /// What keeps the names and the health of each up to date.
+    pub fn tasks(&self) -> impl Iterator<Item = Task> {
+        self.iter().map(|pool| Task::of(pool, keep_up))
+    }
+
+    /// `next` are in force now.
+    pub fn retire(&self, next: &Self) {
+        for pool in self.iter().filter(|pool| !next.has(pool)) {
+            let is_removed = next.get(&pool.name).is_none();
+            pool.members.retire(is_removed);
+            if is_removed {
+                pool.metrics.breaker.set(0);
+            }
+        }
+    }
+
+    fn has(&self, pool: &Arc<Pool>) -> bool {
+        self.get(&pool.name)
+            .is_some_and(|other| Arc::ptr_eq(pool, other))
     }
 }
 
 // === impl Pool ===
 
 impl Pool {
+    /// `before`: whose place it takes. Its breaker, its limit, its retry budget and what is known of its instances live on.
     fn compile(
         name: &str,
         config: ServiceConfig,
-        defaults: &Defaults,
-        metrics: Arc<ServiceMetrics>,
-        connector: &Arc<Connector>,
+        settings: Settings,
+        before: Option<&Self>,
+        parts: &Parts<'_>,
         problems: &mut Problems,
     ) -> Self {
+        let defaults = &parts.defaults;
+        let metrics = Arc::new(parts.metrics.service(name));
         let place = format!("services.{name}");
         let ServiceConfig {
             url,
@@ -195,7 +220,10 @@ impl Pool {
             health,
             overload,
         } = config;
-        let instances = compile_instances(&place, url, instances, problems);
+        let mut instances = compile_instances(&place, url, instances, problems);
+        if let Some(before) = before.filter(|before| settings.reaches_as(&before.settings)) {
+            before.lend_instances(&mut instances);
+        }
         let has_own = breaker != BreakerOverrides::default();
         let breaker = defaults.breaker.overridden_by(breaker);
         if has_own {
@@ -206,9 +234,10 @@ impl Pool {
         }
         // The defaults' own faults were told already.
         let mut told = Problems::default();
+        let spent = before.map(|before| &before.retry);
         let retry = match retry {
-            Some(own) => own.compile(&format!("{place}.retry"), problems),
-            None => defaults.retry.clone().compile("retry", &mut told),
+            Some(own) => own.compile(&format!("{place}.retry"), spent, problems),
+            None => defaults.retry.clone().compile("retry", spent, &mut told),
         };
         let balance = match balance {
             Some(own) => own.compile(&format!("{place}.balance"), problems),
@@ -220,22 +249,49 @@ impl Pool {
         };
         let overload = overload.unwrap_or_else(|| defaults.overload.clone());
         let health = health.unwrap_or_else(|| defaults.health.clone());
-        let members = Arc::new(Members::new(name, balance, outlier, metrics.clone()));
-        let check = Check::new(name, &health, connector, &members);
-        let mut backends = Backends::new(Box::new(Names::new(name, instances)));
+        let predecessors = before.map(|before| &*before.members);
+        let members = Members::new(name, balance, outlier, metrics.clone(), predecessors);
+        let members = Arc::new(members);
+        let known = before.map_or_else(Vec::new, |before| before.known.lock().clone());
+        let known = Arc::new(Known::new(known));
+        let check = Check::new(name, &health, &parts.connectors.checks, &members);
+        let names = Names::new(name, instances.clone(), known.clone());
+        let mut backends = Backends::new(Box::new(names));
         if let Some(check) = check.filter(|_| health.enabled) {
             backends.set_health_check(Box::new(check));
         }
         Self {
             name: name.into(),
-            breaker: Arc::new(breaker.build(name, metrics.breaker.clone())),
+            breaker: Arc::new(breaker.build(
+                name,
+                metrics.breaker.clone(),
+                before.map(|before| &*before.breaker),
+            )),
             retry,
-            limiter: Arc::new(overload.compile(metrics.clone())),
+            limiter: match before.filter(|before| before.limiter.is_enabled() == overload.enabled) {
+                Some(before) => before.limiter.clone(),
+                None => Arc::new(overload.compile(metrics.clone())),
+            },
             metrics,
+            baseline: before.map_or_else(Arc::default, |before| before.baseline.clone()),
             members,
             backends,
+            rounds: AtomicUsize::new(0),
             health,
-            epoch: Instant::now(),
+            // What members remember counts from there.
+            epoch: before.map_or_else(Instant::now, |before| before.epoch),
+            instances,
+            known,
+            settings,
+        }
+    }
+
+    /// Puts those in that are the same: they carry what is known of them.
+    fn lend_instances(&self, instances: &mut [Arc<Instance>]) {
+        for instance in instances {
+            if let Some(same) = self.instances.iter().find(|i| i.is_same(instance)) {
+                *instance = same.clone();
+            }
         }
     }
 
@@ -292,6 +348,7 @@ impl Pool {
 
     /// As many checks as a verdict needs.
     async fn first_look(&self) {
+        self.members.begin(&self.instances);
         self.look().await;
         for _ in 1..self.health.unhealthy {
             self.check().await;
@@ -310,8 +367,20 @@ impl Pool {
     }
 
     async fn check(&self) {
-        if self.health.enabled {
-            self.backends.run_health_check(true).await;
+        if !self.health.enabled {
+            return self.members.agree_with(|_| true);
+        }
+        self.backends.run_health_check(true).await;
+        // Before that an instance counts as its predecessor did, which these checks know nothing of.
+        if self.rounds.fetch_add(1, Relaxed) + 1 >= self.health.unhealthy {
+            let all = self.backends.get_backend();
+            let failing: Vec<SocketAddr> = all
+                .iter()
+                .filter(|backend| !self.backends.ready(backend))
+                .filter_map(|backend| inet(&backend.addr))
+                .collect();
+            self.members
+                .agree_with(|address| !failing.contains(&address));
         }
     }
 

@@ -12,11 +12,11 @@ use pingora::protocols::l4::socket::SocketAddr as AnyAddr;
 use pingora::upstreams::peer::HttpPeer;
 use pingora_load_balancing::discovery::ServiceDiscovery;
 use pingora_load_balancing::{Backend, Extensions};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::Problems;
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct InstanceConfig {
     pub url: String,
@@ -41,8 +41,11 @@ pub struct Instance {
 pub struct Names {
     service: Box<str>,
     instances: Vec<Arc<Instance>>,
-    known: Mutex<Vec<(SocketAddr, Arc<Instance>)>>,
+    known: Arc<Known>,
 }
+
+/// Where the instances were the last time.
+pub type Known = Mutex<Vec<(SocketAddr, Arc<Instance>)>>;
 
 fn one() -> usize {
     1
@@ -141,6 +144,20 @@ impl Instance {
 }
 
 impl Instance {
+    /// Whether the file says the same of both. How services are reached beside this is compared before.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let Self {
+            host,
+            port,
+            tls,
+            weight,
+            authority,
+            resolved: _,
+        } = self;
+        let same_place = *host == other.host && *port == other.port && *tls == other.tls;
+        same_place && *weight == other.weight && *authority == other.authority
+    }
+
     /// The instance at one of its addresses. A certificate must be for its name.
     pub fn peer(&self, address: SocketAddr) -> HttpPeer {
         let sni = match self.tls {
@@ -154,11 +171,11 @@ impl Instance {
 // === impl Names ===
 
 impl Names {
-    pub fn new(service: &str, instances: Vec<Arc<Instance>>) -> Self {
+    pub fn new(service: &str, instances: Vec<Arc<Instance>>, known: Arc<Known>) -> Self {
         Self {
             service: service.into(),
             instances,
-            known: Mutex::default(),
+            known,
         }
     }
 

@@ -37,6 +37,8 @@ pub struct Metrics {
     pub lookups: IntCounterVec,
     /// Look-ups of API keys in Redis and in the memory of it, by outcome.
     api_key_lookups: IntCounterVec,
+    /// Reloads of the configuration, by what came of them: reloaded or failed.
+    pub reloads: IntCounterVec,
     pub connections: IntGauge,
     log_lines_dropped: IntGauge,
     redis_up: IntGauge,
@@ -141,6 +143,12 @@ impl Metrics {
                 "API keys looked up: hit remembered, miss found in redis, unknown no such key, away redis cannot tell",
                 &["outcome"],
             )?,
+            reloads: counters(
+                &registry,
+                "config_reloads_total",
+                "Reloads of the configuration, by what came of them: reloaded or failed",
+                &["outcome"],
+            )?,
             connections: registered(
                 &registry,
                 IntGauge::new("downstream_connections", "Open connections from clients")?,
@@ -176,6 +184,9 @@ impl Metrics {
         metrics.build_info.set(1.0);
         for limit in ["address", "authentication", "caller"] {
             metrics.rate_limit_hits.with_label_values(&[limit]);
+        }
+        for outcome in ["reloaded", "failed"] {
+            metrics.reloads.with_label_values(&[outcome]);
         }
         metrics.registry.register(Box::new(
             prometheus::process_collector::ProcessCollector::for_self(),

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{ApiKey, Digest, holder};
 use crate::admit::auth::Tier;
 use crate::admit::permissions::is_permission;
 use crate::config::Problems;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApiKeyConfig {
     /// 64 hex digits: `printf %s "$KEY" | sha256sum`.

@@ -14,7 +14,7 @@ use redis::Cmd;
 use super::memory::Memory;
 use crate::admit::auth::keys::LEEWAY;
 use crate::admit::auth::token::unix_now;
-use crate::state::{Away, Family, Kept, Redis, Revoked};
+use crate::state::{Away, Family, Kept, Redis, Revoked, Settle};
 
 /// How long tokens live.
 #[derive(Clone, Copy, Debug)]
@@ -47,11 +47,12 @@ pub enum Verdict {
 /// The families of all users.
 pub struct Families {
     lives: Lives,
-    store: Store,
+    store: Arc<Store>,
     revoked: Arc<Revoked>,
 }
 
-enum Store {
+/// Where it is decided; as long as the process lives.
+pub enum Store {
     Redis { redis: Arc<Redis>, kept: Arc<Kept> },
     Memory(Mutex<Memory>),
 }
@@ -65,15 +66,36 @@ const CLOCK: &str = "return redis.call('TIME')";
 /// Families that a process without Redis knows. When there are more no family begins, rather than one being forgotten.
 const MOST: usize = 1_000_000;
 
-impl Families {
-    pub fn new(lives: Lives, redis: Option<Arc<Redis>>, revoked: Arc<Revoked>) -> Self {
-        let store = match redis {
-            Some(redis) => Store::Redis {
+// === impl Store ===
+
+impl Store {
+    pub fn new(redis: Option<Arc<Redis>>) -> Self {
+        match redis {
+            Some(redis) => Self::Redis {
                 kept: Arc::new(Kept::new(redis.clone())),
                 redis,
             },
-            None => Store::Memory(Mutex::new(Memory::new(MOST))),
-        };
+            None => Self::Memory(Mutex::new(Memory::new(MOST))),
+        }
+    }
+
+    /// Tells Redis what it was not told yet, where there is one.
+    pub fn settle(&self) -> Option<Settle> {
+        self.kept().cloned().map(Settle)
+    }
+
+    fn kept(&self) -> Option<&Arc<Kept>> {
+        match self {
+            Self::Redis { kept, .. } => Some(kept),
+            Self::Memory(_) => None,
+        }
+    }
+}
+
+// === impl Families ===
+
+impl Families {
+    pub fn new(lives: Lives, store: Arc<Store>, revoked: Arc<Revoked>) -> Self {
         Self {
             lives,
             store,
@@ -87,7 +109,7 @@ impl Families {
     /// When nobody can tell: Redis is away, or the memory full. Nothing has changed then; but for an answer of Redis'
     /// that was lost on its way, after which the token counts as used.
     pub async fn rotate(&self, token: &Presented<'_>, next: &str) -> Result<Verdict, Away> {
-        let verdict = match &self.store {
+        let verdict = match &*self.store {
             Store::Redis { redis, .. } => self.rotate_in(redis, token, next).await?,
             Store::Memory(memory) => {
                 let until = unix_now().saturating_add(self.record_life(token).as_secs() as i64);
@@ -104,7 +126,7 @@ impl Families {
     pub async fn kill(&self, family: &Family) {
         self.revoke_here(family);
         let refresh = with_leeway(self.lives.refresh);
-        match &self.store {
+        match &*self.store {
             Store::Redis { kept, .. } => {
                 let mut command = script(KILL, family);
                 command
@@ -129,10 +151,7 @@ impl Families {
 
     /// What is to be written in Redis for good, where there is one.
     pub fn kept(&self) -> Option<&Arc<Kept>> {
-        match &self.store {
-            Store::Redis { kept, .. } => Some(kept),
-            Store::Memory(_) => None,
-        }
+        self.store.kept()
     }
 
     /// Both calls together have the time of one command. A Redis that stalls in between finds the second one late, and

@@ -11,7 +11,7 @@ mod token;
 use std::sync::Arc;
 
 use prometheus::IntCounterVec;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::keys::SHORTEST_SECRET;
 use super::{Attempts, JwtConfig};
@@ -19,12 +19,12 @@ use crate::config::{Duration, Problems, Secret, Stage};
 use crate::reply::Refusal;
 use crate::state::{Family, Revoked, TokenFacts};
 pub use body::{LARGEST, check_fields, token_of};
-pub use families::Families;
+pub use families::{Families, Store};
 use families::{Lives, Presented, Verdict};
 use token::Mint;
 pub use token::Pair;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RefreshConfig {
     pub mode: RefreshMode,
@@ -34,7 +34,7 @@ pub struct RefreshConfig {
 }
 
 /// Who answers POST /auth/refresh.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RefreshMode {
     /// The gateway if it holds the refresh secret.
@@ -47,7 +47,7 @@ pub enum RefreshMode {
 }
 
 /// What a route does to its caller's tokens, where it does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SessionStep {
     Refresh,

@@ -1,0 +1,139 @@
+//! What lives as long as the process, whatever is reloaded: what was counted, spent, remembered and revoked.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use pingora::services::background::BackgroundService;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::admit::auth;
+use crate::admit::limits::{Books, Shared, Spent};
+use crate::admit::lookup::Membership;
+use crate::admit::tenancy::Budget;
+use crate::config::{Problems, Stage};
+use crate::connection::FrontParts;
+use crate::forward::pool::Connectors;
+use crate::gateway::Gateway;
+use crate::observe::access_log::Logger;
+use crate::observe::registry::{Metrics, RouteMetrics, UNMATCHED};
+use crate::ops::Life;
+use crate::policies::InForce;
+use crate::state::{
+    CACHES, Cache, Home, Lookups, Redis, RedisConfig, RedisHealth, Remembers, Revoked,
+};
+
+pub struct Process {
+    pub stage: Stage,
+    pub metrics: Arc<Metrics>,
+    pub logger: Arc<Logger>,
+    pub life: Arc<Life>,
+    pub redis_health: Arc<RedisHealth>,
+    pub spent: Arc<Spent>,
+    pub shared_limits: Option<Shared>,
+    pub known: auth::Known,
+    pub members: Arc<Cache<Membership>>,
+    /// For bodies that are held back.
+    pub room: Arc<Budget>,
+    pub connectors: Connectors,
+    unmatched: Arc<RouteMetrics>,
+    pub home: Home,
+    tasks: Mutex<Tasks>,
+}
+
+/// What runs beside the requests until the process ends.
+pub type Tasks = Vec<Box<dyn BackgroundService + Send + Sync>>;
+
+impl Process {
+    /// `threads` serve requests; the limits of `max_keys` are remembered.
+    pub fn begin(
+        stage: Stage,
+        logger: Logger,
+        redis: RedisConfig,
+        threads: usize,
+        max_keys: usize,
+        problems: &mut Problems,
+    ) -> Option<Self> {
+        let metrics = Metrics::new().inspect_err(|e| problems.add("metrics", e.to_string()));
+        let metrics = Arc::new(metrics.ok()?);
+        let revoked = Arc::new(Revoked::default());
+        let redis_health = Arc::new(RedisHealth::default());
+        let redis = redis.compile(
+            revoked.clone(),
+            redis_health.clone(),
+            threads,
+            &metrics.redis,
+            problems,
+        );
+        let commands = redis.as_ref().map(|redis| &redis.commands);
+        let (books, home) = (Arc::new(Books::default()), Home::default());
+        let users = remembered("user", CACHES[0], commands, &metrics);
+        let members = remembered("member", CACHES[1], commands, &metrics);
+        let lookups = metrics.api_key_lookups();
+        let known = auth::Known::new(revoked, commands, users.clone(), lookups);
+        let shared_limits = commands.map(|redis| Shared::new(redis.clone(), books.clone()));
+        let mut tasks = known.tasks();
+        let mut memories: Vec<Arc<dyn Remembers>> = vec![users, members.clone()];
+        memories.extend(known.stored_keys.clone().map(|keys| keys as Arc<_>));
+        tasks.extend(
+            redis
+                .into_iter()
+                .flat_map(|redis| redis.tasks(books.clone(), memories.clone(), home.clone())),
+        );
+        Some(Self {
+            stage,
+            unmatched: Arc::new(metrics.http.route(UNMATCHED)),
+            metrics,
+            logger: Arc::new(logger),
+            life: Life::begin(),
+            redis_health,
+            spent: Arc::new(Spent::new(max_keys)),
+            shared_limits,
+            known,
+            members,
+            room: Budget::new(),
+            connectors: Connectors::new(),
+            home,
+            tasks: Mutex::new(tasks),
+        })
+    }
+
+    /// What serves by the policies in force.
+    pub fn front(&self, in_force: &InForce) -> (Gateway, FrontParts) {
+        let gateway = Gateway {
+            in_force: in_force.clone(),
+            metrics: self.metrics.clone(),
+            unmatched: self.unmatched.clone(),
+            logger: self.logger.clone(),
+        };
+        let front = FrontParts {
+            in_force: in_force.clone(),
+            connections: self.metrics.connections.clone(),
+            unmatched: self.unmatched.clone(),
+            logger: self.logger.clone(),
+        };
+        (gateway, front)
+    }
+
+    /// Whoever takes them runs them.
+    pub fn take_tasks(&self) -> Tasks {
+        std::mem::take(&mut self.tasks.lock())
+    }
+}
+
+/// What other services know, as far as this process remembers it.
+fn remembered<T: Serialize + DeserializeOwned + Send + Sync>(
+    what: &str,
+    prefix: &'static str,
+    redis: Option<&Arc<Redis>>,
+    metrics: &Metrics,
+) -> Arc<Cache<T>> {
+    /// Of one kind; the least used give way.
+    const MOST: usize = 100_000;
+    Arc::new(Cache::new(
+        MOST,
+        prefix,
+        redis.cloned(),
+        Lookups::of(what, &metrics.lookups),
+    ))
+}

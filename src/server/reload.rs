@@ -1,0 +1,285 @@
+//! Another configuration in the place of the one in force, as one snapshot and without a restart
+//! (docs/decisions/0016-reload.md).
+//!
+//! SIGHUP, a change of the file, `POST /reload` on the private listener and whoever else holds a [`Reload`] ask for it; one
+//! reload follows the other. Until the very last step nothing has changed, so that a faulty file changes nothing.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora::server::ShutdownWatch;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+
+use super::upkeep::Running;
+use super::{Compiled, LIMIT, Process, Purpose, compile, log_settings};
+use crate::config::{self, Diff, Environment, Problems, Source, Tree};
+use crate::policies::{InForce, Policies};
+
+/// Where the configuration comes from, each time that it is read.
+#[derive(Clone)]
+pub struct Origin {
+    pub source: Source,
+    pub environment: Environment,
+    /// [`Source::mark`] before it was read for the first time.
+    pub mark: Option<u64>,
+}
+
+/// Asks for reloads.
+#[derive(Clone)]
+pub struct Reload(mpsc::Sender<oneshot::Sender<Outcome>>);
+
+/// What a reload has changed.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// One text for each.
+    pub changes: Vec<String>,
+    /// Keys whose running values stay in force.
+    pub needs_restart: Vec<String>,
+}
+
+/// Why nothing has changed.
+#[derive(Debug)]
+pub enum NotReloaded {
+    Faulty(Problems),
+    /// The process is told to end.
+    Ending,
+}
+
+type Outcome = Result<Reloaded, NotReloaded>;
+
+/// Carries reloads out, and keeps up to date what is in force.
+pub struct Reloading {
+    pub process: Arc<Process>,
+    in_force: InForce,
+    origin: Origin,
+    asks: mpsc::Receiver<oneshot::Sender<Outcome>>,
+    /// What is in force.
+    tree: Tree,
+    watch: bool,
+    file: Watched,
+    running: Running,
+}
+
+/// The configuration file, as it is looked at. By content: Kubernetes swaps a link to its directory, editors write it
+/// anew, and both may leave its time and size as they were.
+struct Watched {
+    /// What was read for the configuration in force, or found faulty.
+    read: Option<u64>,
+    /// What stood there the last time, if it was something else.
+    seen: Option<u64>,
+}
+
+/// Whoever asks while so many wait waits to ask.
+const ASKERS: usize = 16;
+
+/// Between two looks at the file. What is new must be the same twice: it may be half written.
+const LOOK: Duration = Duration::from_millis(500);
+
+// === impl Reload ===
+
+impl Reload {
+    /// Reads the configuration anew, and puts it in force.
+    ///
+    /// # Errors
+    /// When it is faulty, or the process is ending. Nothing has changed then.
+    pub async fn reload(&self) -> Outcome {
+        let (answer, outcome) = oneshot::channel();
+        self.0.send(answer).await.map_err(|_| NotReloaded::Ending)?;
+        outcome.await.unwrap_or(Err(NotReloaded::Ending))
+    }
+}
+
+// === impl Reloading ===
+
+impl Reloading {
+    pub fn new(
+        process: Arc<Process>,
+        in_force: InForce,
+        origin: Origin,
+        tree: Tree,
+        watch: bool,
+    ) -> (Reload, Self) {
+        let (asker, asks) = mpsc::channel(ASKERS);
+        let reloading = Self {
+            process,
+            in_force,
+            file: Watched {
+                read: origin.mark,
+                seen: None,
+            },
+            origin,
+            asks,
+            tree,
+            watch,
+            running: Running::default(),
+        };
+        (Reload(asker), reloading)
+    }
+
+    /// Until the process is told to end.
+    pub async fn run(mut self, mut shutdown: ShutdownWatch) {
+        self.running.only(self.in_force.load().tasks());
+        let Ok(mut hangups) = signal(SignalKind::hangup()) else {
+            return log::error!("signals cannot be received");
+        };
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let asker = tokio::select! {
+                () = ended(&mut shutdown) => return,
+                Some(asker) = self.asks.recv() => Some(asker),
+                Some(()) = hangups.recv() => None,
+                _ = looks.tick(), if self.watch => {
+                    if !self.file.has_changed(&self.origin.source).await {
+                        continue;
+                    }
+                    None
+                }
+            };
+            let outcome = self.reload().await;
+            self.tell(&outcome);
+            if let Some(asker) = asker {
+                // Who asked may have gone.
+                let _ = asker.send(outcome);
+            }
+        }
+    }
+
+    async fn reload(&mut self) -> Outcome {
+        if self.process.life.is_draining() {
+            return Err(NotReloaded::Ending);
+        }
+        self.file.is_read(&self.origin.source).await;
+        let before = self.in_force.load_full();
+        let compiled = self.compile(&before).await.map_err(NotReloaded::Faulty)?;
+        compiled.policies.first_look(&before, LIMIT).await;
+        if self.process.life.is_draining() {
+            return Err(NotReloaded::Ending);
+        }
+        Ok(self.put_in_force(compiled, &before))
+    }
+
+    /// Away from what keeps everything else up to date: it takes a while, and reads files.
+    async fn compile(&self, before: &Arc<Policies>) -> Result<Compiled, Problems> {
+        let (origin, process) = (self.origin.clone(), self.process.clone());
+        let before = before.clone();
+        let compiled = tokio::task::spawn_blocking(move || {
+            let file = config::load(&origin.source, &origin.environment)?;
+            let mut problems = Problems::default();
+            log_settings(&file, &mut problems);
+            let before = &before;
+            compile(file, Purpose::Reload { process, before }, problems)
+        });
+        compiled.await.unwrap_or_else(|e| {
+            let mut problems = Problems::default();
+            problems.add("reload", format!("was not finished: {e}"));
+            Err(problems)
+        })
+    }
+
+    /// The one moment at which something changes. What else belongs to a snapshot, as certificates do, is swapped here.
+    fn put_in_force(&mut self, compiled: Compiled, before: &Policies) -> Reloaded {
+        let Compiled {
+            policies,
+            process: _, // the one that runs
+            tree,
+            watch,
+            // What follows is a part of the process: `Diff` says so where it differs.
+            listen: _,
+            threads: _,
+            shutdown_timeout: _,
+            upstream_connections: _,
+        } = compiled;
+        let policies = Arc::new(policies);
+        self.in_force.store(policies.clone());
+        before.pools.retire(&policies.pools);
+        self.running.only(policies.tasks());
+        self.watch = watch;
+        let diff = Diff::between(&self.tree, &tree);
+        self.tree = diff.in_force(&self.tree, tree);
+        Reloaded {
+            changes: diff.changes(),
+            needs_restart: diff.needs_restart(),
+        }
+    }
+
+    fn tell(&self, outcome: &Outcome) {
+        let reloads = &self.process.metrics.reloads;
+        match outcome {
+            Ok(Reloaded {
+                changes,
+                needs_restart,
+            }) => {
+                reloads.with_label_values(&["reloaded"]).inc();
+                self.process.logger.write(log::Level::Info, |line| {
+                    line.text("context", "reload");
+                    line.list("changes", changes);
+                    line.list("needsRestart", needs_restart);
+                    line.text("msg", "reloaded");
+                });
+            }
+            Err(why) => {
+                reloads.with_label_values(&["failed"]).inc();
+                self.process.logger.write(log::Level::Error, |line| {
+                    line.text("context", "reload");
+                    line.list("faults", &why.lines());
+                    line.text("msg", "reload failed, nothing has changed");
+                });
+            }
+        }
+    }
+}
+
+// === impl NotReloaded ===
+
+impl NotReloaded {
+    /// One text for each fault.
+    pub fn lines(&self) -> Vec<String> {
+        match self {
+            Self::Faulty(problems) => problems.lines(),
+            Self::Ending => vec![self.to_string()],
+        }
+    }
+}
+
+impl fmt::Display for NotReloaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Faulty(problems) => problems.fmt(f),
+            Self::Ending => f.write_str("the process is ending"),
+        }
+    }
+}
+
+// === impl Watched ===
+
+impl Watched {
+    /// Whether there is something new to read, and it is not being written any more.
+    async fn has_changed(&mut self, source: &Source) -> bool {
+        // Between two contents there may be none for a moment.
+        let now = mark(source).await;
+        let new = now.filter(|_| now != self.read);
+        let before = std::mem::replace(&mut self.seen, new);
+        new.is_some() && before == new
+    }
+
+    /// It is about to be read, whatever it holds.
+    async fn is_read(&mut self, source: &Source) {
+        self.read = mark(source).await;
+        self.seen = None;
+    }
+}
+
+async fn ended(shutdown: &mut ShutdownWatch) {
+    // An error means that the server is gone: the same.
+    let _ = shutdown.wait_for(|down| *down).await;
+}
+
+async fn mark(source: &Source) -> Option<u64> {
+    let source = source.clone();
+    let mark = tokio::task::spawn_blocking(move || source.mark());
+    mark.await.ok().flatten()
+}
