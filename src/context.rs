@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, StatusCode};
 
 use crate::admit::auth::Caller;
 use crate::admit::auth::refresh::SessionStep;
@@ -75,6 +75,8 @@ pub struct Ctx {
     pub watch: Option<Watch>,
     /// What `fail_to_proxy` tells the client, where a phase knew better than the error does. (any)
     pub refusal: Option<Refusal>,
+    /// The status that a refusal stands for whose own is gRPC's. (reply)
+    pub refused: Option<StatusCode>,
     /// The stable code of a refusal, for the log. (reply)
     pub code: Option<&'static str>,
 }
@@ -107,6 +109,7 @@ impl Ctx {
             exchange: None,
             watch: None,
             refusal: None,
+            refused: None,
             code: None,
         }
     }

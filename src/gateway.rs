@@ -183,7 +183,7 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_request_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
@@ -201,6 +201,7 @@ impl ProxyHttp for Gateway {
             scheme: ctx.scheme,
             trace: ctx.trace.as_ref(),
             deadline,
+            takes_trailers: headers::takes_trailers(&session.req_header().headers),
         };
         headers::rewrite(request, route, stamps);
         match &ctx.target {
@@ -395,7 +396,8 @@ impl ProxyHttp for Gateway {
         let status = session
             .response_written()
             .filter(|head| !head.status.is_informational())
-            .map_or(CLIENT_CLOSED_REQUEST, |head| head.status.as_u16());
+            .map(|head| ctx.refused.unwrap_or(head.status).as_u16())
+            .unwrap_or(CLIENT_CLOSED_REQUEST);
         let (received, sent) = (session.body_bytes_read(), session.body_bytes_sent());
         let request = session.req_header();
         let metrics = match &ctx.route {

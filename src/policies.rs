@@ -16,6 +16,7 @@ use crate::admit::limits::Limits;
 use crate::admit::permissions::RoleId;
 use crate::admit::size::HeadLimits;
 use crate::admit::tenancy::Tenancy;
+use crate::connection::h2::Http2;
 use crate::forward::pool::Pools;
 use crate::ops::Ops;
 use crate::reply::secure_headers::SecureHeaders;
@@ -37,6 +38,10 @@ pub struct Policies {
     pub tenancy: Tenancy,
     pub secure_headers: SecureHeaders,
     pub tracing: bool,
+    /// `None`: HTTP/2 is not spoken to clients.
+    pub http2: Option<Http2>,
+    /// Some backends are spoken to on connections that requests share.
+    pub shares_upstreams: bool,
 }
 
 /// How long clients may take.

@@ -68,7 +68,8 @@ impl Size {
         let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
         match length {
             _ if fields.contains_key(TRANSFER_ENCODING) => Self::Large,
-            None | Some(0) => Self::None,
+            Some(0) => Self::None,
+            None => Self::Large, // HTTP/2 needs no announcement
             Some(..=SMALL) => Self::Small,
             Some(_) => Self::Large,
         }

@@ -136,10 +136,7 @@ impl HeadReader {
         if target.len() > limits.target {
             return Err(HeadFault::TargetTooLong);
         }
-        // The excluded ones are no URI characters (RFC 3986, appendix A); browsers do send `|`, `{`, `^` and, in queries, "`".
-        let path_len = memchr::memchr(b'?', target).unwrap_or(target.len());
-        let is_good = |&b: &u8| matches!(b, 0x21..=0x7e) && !matches!(b, b'#' | b'"' | b'<' | b'>');
-        if target.is_empty() || !target.iter().all(is_good) || target[..path_len].contains(&b'`') {
+        if !is_target(target) {
             return Err(Malformed(
                 "the target holds a character that must be percent-encoded",
             ));
@@ -251,8 +248,16 @@ impl HeadReader {
     }
 }
 
+/// Whether a target has nothing in it that must be percent-encoded. The excluded ones are no URI characters (RFC 3986,
+/// appendix A); browsers do send `|`, `{`, `^` and, in queries, "`".
+pub fn is_target(target: &[u8]) -> bool {
+    let path_len = memchr::memchr(b'?', target).unwrap_or(target.len());
+    let is_good = |&b: &u8| matches!(b, 0x21..=0x7e) && !matches!(b, b'#' | b'"' | b'<' | b'>');
+    !target.is_empty() && target.iter().all(is_good) && !target[..path_len].contains(&b'`')
+}
+
 /// `uri-host [ ":" port ]` (RFC 9110, section 7.2), without user information and in ASCII.
-fn is_authority(host: &[u8]) -> bool {
+pub fn is_authority(host: &[u8]) -> bool {
     let (name, port) = match host {
         [b'[', rest @ ..] => {
             let Some(close) = memchr::memchr(b']', rest) else {

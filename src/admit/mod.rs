@@ -7,6 +7,7 @@ mod body;
 pub mod chunks;
 pub mod cors;
 pub mod head;
+pub mod head2;
 pub mod limits;
 pub mod lookup;
 

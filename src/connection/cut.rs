@@ -2,6 +2,10 @@
 //! never meets one; here the exchange as a whole has a moment at which its connection is shut down, whatever it was
 //! waiting for, and Pingora sees the connection end.
 //!
+//! A connection to a backend that several requests share (HTTP/2) must outlive each of them: there the exchange ends from
+//! its client's side instead, whose session asks [`Cut::is_over_here`] whenever it waits, and Pingora resets the one
+//! stream.
+//!
 //! What another thread wants to end (`super::streams`) is ended here as well, by the task whose socket it is.
 //!
 //! One timer serves all requests of a client's connection. Most end long before their deadline, so it is not set anew
@@ -24,7 +28,7 @@ use tokio::time::Sleep;
 #[derive(Debug)]
 pub struct Cut {
     epoch: Instant,
-    /// The upstream's socket; [`NONE`], or [`SHUT_DOWN`] after its time.
+    /// The upstream's socket, or [`SHARED`]; [`NONE`], or after its time [`SHUT_DOWN`] or [`OVER`].
     socket: AtomicI32,
     /// Microseconds after `epoch`; [`NEVER`] when nothing is to be ended.
     at: AtomicU64,
@@ -41,6 +45,8 @@ const ORDERED: u8 = 2;
 const NEVER: u64 = u64::MAX;
 const NONE: RawFd = -1;
 const SHUT_DOWN: RawFd = -2;
+const SHARED: RawFd = -3;
+const OVER: RawFd = -4;
 
 tokio::task_local! {
     /// The one of the connection whose requests this task serves.
@@ -86,7 +92,13 @@ impl Cut {
         self.move_to(at);
     }
 
-    /// Another moment for the socket at hand.
+    /// From now on the exchange, on a connection that others share, is over at `at`.
+    pub fn arm_shared(&self, at: Instant) {
+        self.socket.store(SHARED, Relaxed);
+        self.move_to(at);
+    }
+
+    /// Another moment for the exchange at hand.
     pub fn move_to(&self, at: Instant) {
         let micros = at.saturating_duration_since(self.epoch).as_micros() as u64;
         self.at.store(micros, Relaxed);
@@ -97,9 +109,14 @@ impl Cut {
         self.socket.store(NONE, Relaxed);
     }
 
-    /// Whether the connection was shut down here: its time was over, or it was ordered.
+    /// Whether the exchange was ended here: its time was over, or it was ordered.
     pub fn was_shut_down(&self) -> bool {
-        self.socket.load(Relaxed) == SHUT_DOWN
+        matches!(self.socket.load(Relaxed), SHUT_DOWN | OVER)
+    }
+
+    /// Whether it was, and the client's side is where it has to end.
+    pub fn is_over_here(&self) -> bool {
+        self.socket.load(Relaxed) == OVER
     }
 
     /// From now on, until [`Cut::unwatch`], another thread may [`Cut::order`] the end.
@@ -128,9 +145,16 @@ impl Cut {
         }
     }
 
-    fn shut_down(&self) {
+    fn shut_down(&self, cx: &Context<'_>) {
         self.at.store(NEVER, Relaxed);
-        let socket = self.socket.swap(SHUT_DOWN, Relaxed);
+        let socket = self.socket.load(Relaxed);
+        if socket == SHARED {
+            self.socket.store(OVER, Relaxed);
+            // Its client's side is asked once more, and finds it.
+            cx.waker().wake_by_ref();
+            return;
+        }
+        self.socket.store(SHUT_DOWN, Relaxed);
         if socket >= 0 {
             // Whoever reads or writes it is woken. One that the peer has reset already is as good as shut down.
             let _ = shutdown(socket, Shutdown::Both);
@@ -145,8 +169,9 @@ impl Cut {
             return;
         }
         self.waker.register(cx.waker());
-        if self.was_ordered() && self.socket.load(Relaxed) >= 0 {
-            self.shut_down();
+        let socket = self.socket.load(Relaxed);
+        if self.was_ordered() && (socket >= 0 || socket == SHARED) {
+            self.shut_down(cx);
         }
     }
 }
@@ -164,7 +189,7 @@ impl<F: Future + Unpin> Future for Watched<'_, F> {
         while let Some(at) = this.cut.armed_for() {
             if this.timer.deadline().into_std() > at || this.timer.is_elapsed() {
                 if at <= Instant::now() {
-                    this.cut.shut_down();
+                    this.cut.shut_down(cx);
                     break;
                 }
                 this.timer.as_mut().reset(at.into());

@@ -1,5 +1,6 @@
 //! A connection while a request is served that needs care: the framing of a chunked body is checked on its way to
-//! Pingora, and a client that resets the connection does not take back what it has asked for.
+//! Pingora, a client that resets the connection does not take back what it has asked for, and an exchange ends from here
+//! where it cannot at its backend's socket.
 
 use std::io;
 use std::pin::Pin;
@@ -15,6 +16,7 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::Cut;
 use crate::admit::chunks::ChunkReader;
 
 /// Reads fail with [`io::ErrorKind::InvalidData`] once the framing is broken.
@@ -25,18 +27,26 @@ pub struct Guard {
     /// A reset counts as the end of what the client sends: within a body that is an error still, behind it the request
     /// goes on, as it does for a client that only ended its side.
     survives_reset: bool,
+    /// Where backends are spoken to on connections that requests share.
+    cut: Option<Arc<Cut>>,
 }
 
 impl Guard {
     /// `chunks` has followed what was read of the body already.
-    pub fn wrap(stream: Stream, chunks: Option<ChunkReader>, survives_reset: bool) -> Stream {
-        if chunks.is_none() && !survives_reset {
+    pub fn wrap(
+        stream: Stream,
+        chunks: Option<ChunkReader>,
+        survives_reset: bool,
+        cut: Option<Arc<Cut>>,
+    ) -> Stream {
+        if chunks.is_none() && !survives_reset && cut.is_none() {
             return stream;
         }
         Box::new(Self {
             stream,
             chunks,
             survives_reset,
+            cut,
         })
     }
 
@@ -58,6 +68,9 @@ impl AsyncRead for Guard {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.cut.as_ref().is_some_and(|cut| cut.is_over_here()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         let before = buf.filled().len();
         match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
             Err(e) if self.survives_reset && e.kind() == io::ErrorKind::ConnectionReset => {}

@@ -4,6 +4,8 @@
 
 mod cut;
 mod guard;
+pub mod h2;
+mod refuse;
 pub mod streams;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -14,21 +16,19 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
 use pingora::apps::{HttpServerApp, ServerApp};
-use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::{ALPN, SocketDigest, Stream};
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use pingora_timeout::timeout;
-use prometheus::IntGauge;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use prometheus::{IntCounter, IntGauge};
+use tokio::io::AsyncReadExt;
 
 use crate::admit::chunks::ChunkReader;
 use crate::admit::head::{Head, HeadReader, Progress};
-use crate::admit::request_id;
 use crate::gateway::Gateway;
-use crate::observe::access_log::{Access, Logger};
-use crate::observe::audit::{Event, Incident};
-use crate::observe::registry::{RouteMetrics, UNMATCHED};
+use crate::observe::access_log::Logger;
+use crate::observe::registry::RouteMetrics;
 use crate::policies::{InForce, Times};
 use crate::reply::Refusal;
 pub use cut::Cut;
@@ -46,7 +46,14 @@ pub struct FrontParts {
     pub in_force: InForce,
     pub connections: IntGauge,
     pub unmatched: Arc<RouteMetrics>,
+    pub requests: Requests,
     pub logger: Arc<Logger>,
+}
+
+/// Requests by the protocol that their clients spoke.
+pub struct Requests {
+    pub http1: IntCounter,
+    pub http2: IntCounter,
 }
 
 /// Room for a head: most fit, with a token. Each idle connection keeps so much ready.
@@ -64,6 +71,8 @@ const NOT_SOON: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 enum Arrived {
     /// With what was read of the body, and, where it is chunked, its framing so far.
     Head(BytesMut, Option<ChunkReader>),
+    /// The preface of HTTP/2, and what was read behind it.
+    Http2(BytesMut),
     /// The client, the idle time or a shutdown ended the connection between two requests.
     Nothing,
     /// With what was read, and since when.
@@ -90,6 +99,7 @@ impl Front {
         &self,
         stream: &mut Stream,
         wait: Duration,
+        may_be_http2: bool,
         shutdown: &mut ShutdownWatch,
     ) -> Arrived {
         let mut buf = BytesMut::with_capacity(USUAL_HEAD);
@@ -116,7 +126,14 @@ impl Front {
                 may_skip = false;
             }
             may_skip &= *buf == b"\r"[..];
-            let head = if may_skip { b"" } else { &buf[..] };
+            let is_preface = may_be_http2 && h2::PREFACE.iter().zip(&buf).all(|(a, b)| a == b);
+            if is_preface && buf.len() >= h2::PREFACE.len() {
+                return Arrived::Http2(buf);
+            }
+            let head = match may_skip || is_preface {
+                true => b"",
+                false => &buf[..],
+            };
             match reader.read(head, &limits) {
                 Ok(Progress::Complete(Head { len, chunked, cut })) => {
                     let mut chunks = chunked.then(ChunkReader::default);
@@ -145,83 +162,6 @@ impl Front {
             }
         }
     }
-
-    /// Answers what never became a request, logs it and counts it.
-    async fn refuse(&self, mut stream: Stream, refusal: Refusal, buf: &[u8], start: Instant) {
-        let FrontParts {
-            unmatched, logger, ..
-        } = &self.parts;
-        let policies = self.parts.in_force.load_full();
-        let parts = refusal.parts();
-        let id = request_id::generate();
-        let id = id.to_str().unwrap_or_default();
-        let client = peer_address(&stream);
-        let body = refusal.body(id);
-        let mut head = Vec::with_capacity(1024);
-        head.extend_from_slice(
-            format!(
-                "HTTP/1.1 {} {}\r\nDate: {}\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: {}\r\n\
-                 Cache-Control: no-store\r\nX-Request-ID: {id}\r\nConnection: close\r\n",
-                parts.status.as_u16(),
-                parts.status.canonical_reason().unwrap_or("Error"),
-                jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT"),
-                body.len(),
-            )
-            .as_bytes(),
-        );
-        if let Refusal::MethodNotAllowed(allow) = &refusal {
-            head.extend_from_slice(b"Allow: ");
-            head.extend_from_slice(allow.as_bytes());
-            head.extend_from_slice(b"\r\n");
-        }
-        policies.secure_headers.write_to(&mut head);
-        head.extend_from_slice(b"\r\n");
-        if !buf.starts_with(b"HEAD ") {
-            head.extend_from_slice(&body);
-        }
-        let sent = match timeout(policies.times.patience, stream.write_all(&head)).await {
-            Ok(Ok(())) => stream.flush().await.is_ok(),
-            _ => false,
-        };
-        let status = parts.status.as_u16();
-        unmatched
-            .method(None)
-            .end(status, start.elapsed(), 0, body.len());
-        if let Some(event) = Event::of(&refusal) {
-            logger.audit(&Incident {
-                event,
-                request_id: id,
-                user: None,
-                client,
-                method: "-",
-                target: "-",
-                more: &[],
-            });
-        }
-        logger.access(&Access {
-            request_id: id,
-            trace_id: None,
-            method: "-",
-            target: "-",
-            client: &client.to_string(),
-            route: UNMATCHED,
-            service: None,
-            exchange: None,
-            user: None,
-            tenant: None,
-            venue: None,
-            status,
-            code: Some(parts.code),
-            error: Some(parts.message.into_owned()),
-            elapsed: start.elapsed(),
-            request_bytes: 0,
-            response_bytes: if sent { body.len() } else { 0 },
-            headers: None,
-        });
-        if sent && stream.shutdown().await.is_ok() {
-            let _ = timeout(LINGER, discard(&mut stream)).await;
-        }
-    }
 }
 
 #[async_trait]
@@ -232,7 +172,8 @@ impl ServerApp for Front {
         shutdown: &ShutdownWatch,
     ) -> Option<Stream> {
         let cut = Cut::new(Instant::now());
-        cut.clone().scope(self.serve(stream, shutdown, &cut)).await;
+        let serve = self.serve(stream, shutdown, &cut);
+        cut.clone().scope(serve).await;
         None
     }
 
@@ -243,22 +184,42 @@ impl ServerApp for Front {
 
 impl Front {
     /// Serves one request after the other, until one of both sides ends the connection.
-    async fn serve(&self, mut stream: Stream, shutdown: &ShutdownWatch, cut: &Cut) -> Option<()> {
+    async fn serve(
+        self: &Arc<Self>,
+        mut stream: Stream,
+        shutdown: &ShutdownWatch,
+        cut: &Arc<Cut>,
+    ) -> Option<()> {
         let _open = Open::new(&self.parts.connections);
         let mut shutdown = shutdown.clone();
+        if stream.selected_alpn_proto() == Some(ALPN::H2) {
+            Box::pin(h2::serve(self, stream, BytesMut::new(), shutdown)).await;
+            return None;
+        }
+        let mut may_be_http2 = self.parts.in_force.load().http2.is_some();
         let mut settings = None;
         let mut wait = self.times().header;
         let mut timer = pin!(tokio::time::sleep(NOT_SOON));
         loop {
-            let (head, chunks) = match self.read_head(&mut stream, wait, &mut shutdown).await {
+            let arrived = self.read_head(&mut stream, wait, may_be_http2, &mut shutdown);
+            let (head, chunks) = match arrived.await {
                 Arrived::Head(head, chunks) => (head, chunks),
+                Arrived::Http2(first) => {
+                    Box::pin(h2::serve(self, stream, first, shutdown)).await;
+                    return None;
+                }
                 Arrived::Nothing => return None,
                 Arrived::Refused(refusal, buf, start) => {
                     self.refuse(stream, refusal, &buf, start).await;
                     return None;
                 }
             };
-            stream = Guard::wrap(stream, chunks, !is_safe(&head));
+            may_be_http2 = false;
+            self.parts.requests.http1.inc();
+            let shared = (self.parts.in_force.load())
+                .shares_upstreams
+                .then(|| cut.clone());
+            stream = Guard::wrap(stream, chunks, !is_safe(&head), shared);
             let mut session = ServerSession::new_http1(stream);
             if let Some(settings) = settings.take() {
                 pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session);
@@ -320,8 +281,11 @@ async fn discard(stream: &mut Stream) {
 }
 
 fn peer_address(stream: &Stream) -> IpAddr {
-    stream
-        .get_socket_digest()
+    address_of(stream.get_socket_digest().as_deref())
+}
+
+fn address_of(digest: Option<&SocketDigest>) -> IpAddr {
+    digest
         .and_then(|digest| {
             digest
                 .peer_addr()

@@ -141,7 +141,14 @@ impl Exchange {
             }
         })?;
         self.attempts += 1;
-        let peer = attempt.peer(self.route.timeouts.connect.min(left));
+        let connect = self.route.timeouts.connect.min(left);
+        let peer = match attempt.is_shared() {
+            false => attempt.peer(connect),
+            true => {
+                let patience = self.route.idle_timeout.unwrap_or_default().max(left);
+                attempt.shared_peer(connect, patience)
+            }
+        };
         self.last = Some(attempt.member.text.clone());
         self.attempt = Some(attempt);
         Ok(peer)
@@ -149,7 +156,10 @@ impl Exchange {
 
     /// The connection stands: from now on the clock runs against the attempt.
     pub fn connected(&mut self, socket: RawFd, request_is_whole: bool) {
-        self.cut.arm(socket, self.deadline.at());
+        match self.route.service.http2 {
+            true => self.cut.arm_shared(self.deadline.at()),
+            false => self.cut.arm(socket, self.deadline.at()),
+        }
         self.is_sent = false;
         match request_is_whole {
             true => self.sent(),
@@ -240,7 +250,7 @@ impl Exchange {
             Failure::Timeout if self.is_answered => true,
             Failure::Timeout => self.worked_for(now) < attempt.min(budget / 2),
             Failure::Connect => self.deadline.left(now).is_none(),
-            Failure::Stale | Failure::Reset | Failure::Status(_) => false,
+            Failure::Stale | Failure::NotProcessed | Failure::Reset | Failure::Status(_) => false,
         }
     }
 

@@ -3,7 +3,7 @@
 //! Both happen in `upstream_request_filter`, after Pingora has taken out what `Connection` nominated: nobody can name
 //! our own headers there and have them removed.
 
-use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING};
 use http::request::Parts as ReqParts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
@@ -25,6 +25,8 @@ pub struct Stamps<'a> {
     pub scheme: &'static str,
     pub trace: Option<&'a Trace>,
     pub deadline: Deadline,
+    /// The client said so.
+    pub takes_trailers: bool,
 }
 
 pub const X_GATEWAY_FORWARDED: HeaderName = HeaderName::from_static("x-gateway-forwarded");
@@ -36,7 +38,7 @@ pub const X_TENANT_SOURCE: HeaderName = HeaderName::from_static("x-tenant-source
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Most that [`rewrite`] adds.
-const STAMPS: usize = 10;
+const STAMPS: usize = 11;
 
 /// Takes out what may not pass and puts in what only we may say.
 ///
@@ -48,6 +50,10 @@ pub fn rewrite(request: &mut RequestHeader, route: &Route, stamps: Stamps<'_>) {
         fields.remove(name);
     }
     fields.reserve(STAMPS);
+    // Only over HTTP/2 do trailers come back whole; gRPC backends insist on being told (RFC 9113, section 8.2.2).
+    if stamps.takes_trailers && route.service.http2 {
+        fields.insert(TE, HeaderValue::from_static("trailers"));
+    }
     stamp(fields, stamps);
     *request = RequestHeader::from(parts);
 }
@@ -55,8 +61,17 @@ pub fn rewrite(request: &mut RequestHeader, route: &Route, stamps: Stamps<'_>) {
 fn passes(name: &HeaderName, route: &Route) -> bool {
     match route.webhook {
         true => passes_on_webhooks(name),
-        false => is_ordinary(name.as_str()) || route.forward_headers.contains(name),
+        false => {
+            is_ordinary(name.as_str())
+                || route.forward_headers.contains(name)
+                || (route.service.http2 && name.as_str().starts_with("grpc-"))
+        }
     }
+}
+
+/// Whether a client that speaks HTTP/2 has said that it takes trailers.
+pub fn takes_trailers(fields: &HeaderMap) -> bool {
+    fields.get(TE).is_some_and(|te| te == "trailers")
 }
 
 fn stamp(fields: &mut HeaderMap, stamps: Stamps<'_>) {
@@ -68,6 +83,7 @@ fn stamp(fields: &mut HeaderMap, stamps: Stamps<'_>) {
         scheme,
         trace,
         deadline,
+        takes_trailers: _, // for `rewrite`
     } = stamps;
     fields.insert(HOST, authority);
     fields.insert(X_REQUEST_ID, request_id);

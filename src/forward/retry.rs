@@ -46,6 +46,8 @@ pub enum Failure {
     Connect,
     /// A kept connection had been closed by the instance meanwhile: that is nobody's fault.
     Stale,
+    /// The instance has said that it did nothing: it is going away, or had too many streams (RFC 9113, section 8.7).
+    NotProcessed,
     /// The connection broke before the answer's head, or that was no head.
     Reset,
     Timeout,
@@ -146,7 +148,7 @@ impl Retry {
     /// Whether there is another attempt. If there is, the budget has paid for it.
     pub fn decide(&self, case: &Case, now: Instant) -> Decision {
         let worth_it = match case.failure {
-            Failure::Connect => true,
+            Failure::Connect | Failure::NotProcessed => true,
             Failure::Stale | Failure::Reset | Failure::Timeout => case.repeatable,
             Failure::Status(status) => case.repeatable && is_passing(status),
         };
@@ -159,7 +161,12 @@ impl Retry {
         }
         self.spent.add(RETRIES, 1, now);
         // To ask somebody else needs no patience, and a stale connection says nothing about who closed it.
-        Decision::Again(if case.elsewhere || case.failure == Failure::Stale {
+        let is_nothing = match case.failure {
+            Failure::Stale => true,
+            Failure::NotProcessed => case.retries == 0,
+            _ => case.elsewhere,
+        };
+        Decision::Again(if is_nothing || case.elsewhere {
             Duration::ZERO
         } else {
             self.back_off(case.retries, case.left)
@@ -186,6 +193,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Connect => f.write_str("connect"),
+            Failure::NotProcessed => f.write_str("refused"),
             Failure::Stale | Failure::Reset => f.write_str("reset"),
             Failure::Timeout => f.write_str("timeout"),
             Failure::Status(status) => f.write_str(status.as_str()),

@@ -75,6 +75,20 @@ pub enum Blame {
 
 /// `was_cut`: by us, when the time was over. `reused`: the connection had served another request before.
 pub fn blame(error: &Error, session: &mut Session, was_cut: bool, reused: bool) -> Blame {
+    if *error.esource() == ErrorSource::Upstream {
+        // Pingora's own time-outs stand only where a connection is shared, and are met there when the backend does not
+        // even take the request.
+        if matches!(
+            error.etype(),
+            ErrorType::ReadTimedout | ErrorType::WriteTimedout
+        ) && !was_cut
+        {
+            return Blame::Instance(Failure::Timeout);
+        }
+        if was_not_processed(error) && !session.as_ref().retry_buffer_truncated() {
+            return Blame::Instance(Failure::NotProcessed);
+        }
+    }
     if was_cut {
         // A backend cannot answer what it was not sent, unless it was the one that did not take it.
         let stuck = session.upstream_write_pending_time() > STUCK;
@@ -88,6 +102,20 @@ pub fn blame(error: &Error, session: &mut Session, was_cut: bool, reused: bool) 
         (ErrorSource::Upstream, _) => Blame::Instance(Failure::Reset),
         (ErrorSource::Downstream | ErrorSource::Internal | ErrorSource::Unset, _) => Blame::Client,
     }
+}
+
+/// Whether an HTTP/2 backend has said that it did nothing with the request (RFC 9113, section 8.7).
+fn was_not_processed(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<h2::Error>();
+    cause.is_some_and(|e| {
+        e.is_remote()
+            && match e.reason() {
+                Some(h2::Reason::REFUSED_STREAM) => e.is_reset(),
+                // Streams up to the one that it names are not ended by it.
+                Some(h2::Reason::NO_ERROR) => e.is_go_away(),
+                _ => false,
+            }
+    })
 }
 
 /// A backend that keeps us waiting for so long before it takes more of a body is not waiting for its client.

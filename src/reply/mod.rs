@@ -1,9 +1,11 @@
 //! What comes back: the gateway's own answers, and what it adds to the answers of backends.
 
+pub mod grpc;
 pub mod refusal;
 pub mod secure_headers;
 mod send;
 
+pub use grpc::is_grpc;
 pub use refusal::Refusal;
 pub use send::{Answer, answer, preflight, refuse, tell_to_continue};
 

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::Refusal;
+use super::{Refusal, grpc};
 use crate::admit::cors::Cors;
 use crate::admit::request_id::X_REQUEST_ID;
 use crate::context::Ctx;
@@ -62,8 +62,14 @@ pub async fn refuse(
     if refusal.closes_connection() {
         session.set_keepalive(None);
     }
-    let body = refusal.body(ctx.request_id());
-    write(session, ctx, parts.status, fields, body).await
+    let (mut status, mut body) = (parts.status, refusal.body(ctx.request_id()));
+    if grpc::is_grpc(&session.req_header().headers) {
+        grpc::stamp(&mut fields, &parts);
+        body.clear();
+        // Log and metrics show what it stands for.
+        ctx.refused = Some(std::mem::replace(&mut status, StatusCode::OK));
+    }
+    write(session, ctx, status, fields, body).await
 }
 
 /// Answers a request.
@@ -87,7 +93,7 @@ pub async fn preflight(session: &mut Session, ctx: &Ctx) -> pingora::Result<()> 
 /// 10.1.1).
 pub async fn tell_to_continue(session: &mut Session) -> pingora::Result<()> {
     let request = session.req_header();
-    if request.version != Version::HTTP_11 || !request.headers.contains_key(EXPECT) {
+    if request.version < Version::HTTP_11 || !request.headers.contains_key(EXPECT) {
         return Ok(());
     }
     // Pingora takes the 100 for an answer before the body's end, and would close the connection for it.
@@ -123,7 +129,8 @@ async fn write(
             .write_response_body(Some(Bytes::from(body)), true)
             .await?;
     }
-    if !session.is_body_done() {
+    // On HTTP/2 a stream may end before its body (RFC 9113, section 8.1).
+    if !session.is_body_done() && session.req_header().version != Version::HTTP_2 {
         session.set_total_drain_timeout(Some(LINGER));
         let _ = session.drain_request_body().await;
     }
@@ -133,6 +140,9 @@ async fn write(
 /// Reads a small body that nobody wants, before the answer: the next request stands behind it. A client that waits
 /// for `100 Continue` sends none.
 async fn drain_small_body(session: &mut Session) {
+    if session.req_header().version == Version::HTTP_2 {
+        return; // nothing stands behind it
+    }
     let headers = &session.req_header().headers;
     let length = headers
         .get(CONTENT_LENGTH)

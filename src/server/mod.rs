@@ -23,6 +23,7 @@ use crate::admit::auth::{self, Attempts};
 use crate::admit::permissions::Roles;
 use crate::config::{Duration as Time, File, Problems, ServiceName, Tree};
 use crate::connection::Front;
+use crate::connection::h2::Http2Config;
 use crate::forward::pool::{self, Defaults, Pools};
 use crate::listen::{Bound, Listen};
 use crate::observe::access_log::Logger;
@@ -54,6 +55,7 @@ pub struct ServerConfig {
     pub client_timeout: Time,
     /// For what is in flight when the process is told to end.
     pub shutdown_timeout: Time,
+    pub http2: Http2Config,
     /// Idle connections to backends that are kept, for each thread.
     pub upstream_connections: usize,
     /// Reload when the content of the configuration file changes.
@@ -87,6 +89,7 @@ impl Default for ServerConfig {
             keepalive_timeout: Time::secs(60),
             client_timeout: Time::secs(30),
             shutdown_timeout: Time::secs(30),
+            http2: Http2Config::default(),
             upstream_connections: 1024,
             watch: false,
             public_host: "api-gateway:3000".into(),
@@ -162,6 +165,7 @@ pub fn compile(
         keepalive_timeout,
         client_timeout,
         shutdown_timeout,
+        http2,
         upstream_connections,
         watch,
         public_host: _, // for the API documentation
@@ -196,6 +200,7 @@ pub fn compile(
     };
     let Process { stage, metrics, .. } = &*process;
     let (head, body) = sizes.compile(p);
+    let http2 = http2.compile(&head, &metrics.http2_closed, p);
     let roles = Arc::new(Roles::compile(roles, p));
     let limits = limits.compile(process.spent.clone(), process.shared_limits.clone(), p);
     let attempts = Attempts {
@@ -251,6 +256,7 @@ pub fn compile(
     let ops = ops.compile(&process, pools.clone(), p);
     let secure_headers = secure_headers.compile(p);
     let cors = cors.compile(*stage, p);
+    let shares_upstreams = pools.iter().any(|pool| pool.http2);
     problems.none_or(())?;
 
     Ok(Compiled {
@@ -272,6 +278,8 @@ pub fn compile(
             tenancy,
             secure_headers,
             tracing,
+            http2,
+            shares_upstreams,
         },
         process,
         tree,

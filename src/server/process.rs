@@ -110,6 +110,7 @@ impl Process {
             in_force: in_force.clone(),
             connections: self.metrics.connections.clone(),
             unmatched: self.unmatched.clone(),
+            requests: self.metrics.requests(),
             logger: self.logger.clone(),
         };
         (gateway, front)

@@ -51,6 +51,21 @@ impl Attempt {
         peer
     }
 
+    /// The peer where the connection is shared: then time-outs of Pingora's stand behind [`crate::connection::Cut`], which
+    /// is not heard while a backend does not take a body.
+    pub fn shared_peer(&self, connect: Duration, patience: Duration) -> Box<HttpPeer> {
+        /// That ours is first.
+        const LATER: Duration = Duration::from_millis(250);
+        let mut peer = self.peer(connect);
+        peer.options.read_timeout = Some(patience + LATER);
+        peer.options.write_timeout = Some(patience + LATER);
+        peer
+    }
+
+    pub fn is_shared(&self) -> bool {
+        self.pool.http2
+    }
+
     /// From now on the instance is at work.
     pub fn begins(&mut self, now: Instant) {
         self.since = now;
@@ -78,7 +93,7 @@ impl Attempt {
     /// It failed, and the instance is to blame.
     pub fn failed(&mut self, failure: Failure, now: Instant) {
         self.tell(failure.into());
-        if failure == Failure::Stale {
+        if matches!(failure, Failure::Stale | Failure::NotProcessed) {
             return;
         }
         let member = &self.member;

@@ -58,6 +58,8 @@ pub struct ServiceConfig {
     pub outlier: Option<OutlierConfig>,
     pub health: Option<HealthConfig>,
     pub overload: Option<OverloadConfig>,
+    /// HTTP/2 to the instances: by ALPN over TLS, else by prior knowledge.
+    pub http2: bool,
 }
 
 /// All services by name.
@@ -79,6 +81,8 @@ pub struct Pool {
     pub metrics: Arc<ServiceMetrics>,
     /// Of what the gateway itself asks it.
     pub baseline: Arc<Baseline>,
+    /// Requests share connections to the instances.
+    pub http2: bool,
     members: Arc<Members>,
     backends: Backends,
     /// How often all instances were checked.
@@ -219,8 +223,9 @@ impl Pool {
             outlier,
             health,
             overload,
+            http2,
         } = config;
-        let mut instances = compile_instances(&place, url, instances, problems);
+        let mut instances = compile_instances(&place, url, instances, http2, problems);
         if let Some(before) = before.filter(|before| settings.reaches_as(&before.settings)) {
             before.lend_instances(&mut instances);
         }
@@ -274,6 +279,7 @@ impl Pool {
             },
             metrics,
             baseline: before.map_or_else(Arc::default, |before| before.baseline.clone()),
+            http2,
             members,
             backends,
             rounds: AtomicUsize::new(0),

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use http::{HeaderValue, Uri};
@@ -30,6 +31,7 @@ pub struct Instance {
     pub host: String,
     pub port: u16,
     pub tls: bool,
+    pub http2: bool,
     pub weight: usize,
     /// What `Host` carries to it.
     pub authority: HeaderValue,
@@ -55,6 +57,7 @@ pub fn compile_instances(
     place: &str,
     url: Option<String>,
     instances: Vec<InstanceConfig>,
+    http2: bool,
     problems: &mut Problems,
 ) -> Vec<Arc<Instance>> {
     let listed: Vec<(String, String, usize)> = match (url, instances) {
@@ -85,7 +88,7 @@ pub fn compile_instances(
         if !(1..=1000).contains(&weight) {
             problems.add(format!("{place}.weight"), "must be from 1 to 1000");
         }
-        match Instance::parse(&url, weight) {
+        match Instance::parse(&url, weight, http2) {
             Ok(instance)
                 if compiled
                     .first()
@@ -106,7 +109,7 @@ pub fn compile_instances(
 // === impl Instance ===
 
 impl Instance {
-    fn parse(url: &str, weight: usize) -> Result<Self, String> {
+    fn parse(url: &str, weight: usize, http2: bool) -> Result<Self, String> {
         if url.contains('@') {
             return Err("credentials do not belong in a URL".to_owned());
         }
@@ -136,6 +139,7 @@ impl Instance {
             host,
             port,
             tls,
+            http2,
             weight,
             authority,
             resolved: AtomicBool::new(true),
@@ -150,11 +154,13 @@ impl Instance {
             host,
             port,
             tls,
+            http2,
             weight,
             authority,
             resolved: _,
         } = self;
         let same_place = *host == other.host && *port == other.port && *tls == other.tls;
+        let same_place = same_place && *http2 == other.http2;
         same_place && *weight == other.weight && *authority == other.authority
     }
 
@@ -164,8 +170,27 @@ impl Instance {
             true => self.host.clone(),
             false => String::new(),
         };
-        HttpPeer::new(address, self.tls, sni)
+        let mut peer = HttpPeer::new(address, self.tls, sni);
+        if self.http2 {
+            speak_http2(&mut peer);
+        }
+        peer
     }
+}
+
+/// One connection for many requests at once, each with its own share of the window: who does not read its answer does not
+/// hold up the others.
+fn speak_http2(peer: &mut HttpPeer) {
+    const STREAMS: usize = 128;
+    const WINDOW: u32 = 128 << 10;
+    /// A backend that is gone without a word is found out by its silence; Pingora then waits 5 s for the answer.
+    const PING: Duration = Duration::from_secs(10);
+    let options = &mut peer.options;
+    options.set_http_version(2, 2);
+    options.max_h2_streams = STREAMS;
+    options.h2_stream_window_size = Some(WINDOW);
+    options.h2_connection_window_size = Some(WINDOW * STREAMS as u32);
+    options.h2_ping_interval = Some(PING);
 }
 
 // === impl Names ===

@@ -13,6 +13,7 @@ use prometheus::{
 };
 
 use crate::admit::auth::api_key::Lookups;
+use crate::connection::Requests;
 use crate::forward::pool::Census;
 use crate::forward::retry::Failure;
 pub use http::{HttpMetrics, InProgress, MethodMetrics, RouteMetrics};
@@ -40,6 +41,10 @@ pub struct Metrics {
     /// Reloads of the configuration, by what came of them: reloaded or failed.
     pub reloads: IntCounterVec,
     pub connections: IntGauge,
+    /// Requests by the protocol that their clients spoke.
+    requests_by_protocol: IntCounterVec,
+    /// HTTP/2 connections that were ended for what their clients did on them.
+    pub http2_closed: IntCounterVec,
     log_lines_dropped: IntGauge,
     redis_up: IntGauge,
     pub redis: RedisMetrics,
@@ -153,6 +158,18 @@ impl Metrics {
                 &registry,
                 IntGauge::new("downstream_connections", "Open connections from clients")?,
             )?,
+            requests_by_protocol: counters(
+                &registry,
+                "downstream_requests_by_protocol_total",
+                "Requests by the protocol that their clients spoke",
+                &["protocol"],
+            )?,
+            http2_closed: counters(
+                &registry,
+                "downstream_http2_closed_total",
+                "HTTP/2 connections that were ended for what their clients did on them",
+                &["reason"],
+            )?,
             log_lines_dropped: registered(
                 &registry,
                 IntGauge::new(
@@ -192,6 +209,14 @@ impl Metrics {
             prometheus::process_collector::ProcessCollector::for_self(),
         ))?;
         Ok(metrics)
+    }
+
+    pub fn requests(&self) -> Requests {
+        let of = |protocol| self.requests_by_protocol.with_label_values(&[protocol]);
+        Requests {
+            http1: of("http/1.1"),
+            http2: of("h2"),
+        }
     }
 
     pub fn api_key_lookups(&self) -> Lookups {
@@ -370,7 +395,7 @@ impl From<Failure> for AttemptOutcome {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Connect => AttemptOutcome::Connect,
-            Failure::Stale | Failure::Reset => AttemptOutcome::Reset,
+            Failure::Stale | Failure::NotProcessed | Failure::Reset => AttemptOutcome::Reset,
             Failure::Timeout => AttemptOutcome::Timeout,
             Failure::Status(_) => AttemptOutcome::Status,
         }

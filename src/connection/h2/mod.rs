@@ -1,0 +1,375 @@
+//! One client's HTTP/2 connection (RFC 9113): each stream is a request of its own, with a task, a deadline and a fate of
+//! its own; what befalls one does not touch its siblings. Frames, flow control and header compression are h2's; how much
+//! a connection may ask of us is decided here (docs/decisions/0017-http2.md).
+
+mod meter;
+mod session;
+mod wire;
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use h2::server::{Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use http::Request;
+use pingora::apps::HttpServerApp;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::{Digest, Stream};
+use pingora::server::ShutdownWatch;
+use pingora_timeout::timeout;
+use prometheus::{IntCounter, IntCounterVec};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+use tokio::time::Sleep;
+
+use super::cut::Watched;
+use super::{Cut, Front, NOT_SOON, peer_address, shutting_down};
+use crate::admit::head2;
+use crate::admit::size::HeadLimits;
+use crate::config::{self, Problems};
+use crate::policies::Policies;
+use crate::reply::Refusal;
+use meter::Signs;
+use session::Session;
+use wire::Wire;
+
+/// What a client begins with (RFC 9113, section 3.4).
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http2Config {
+    pub enabled: bool,
+    /// At once, on one connection.
+    pub max_streams: u32,
+    /// What a client may send of one body before we have taken it.
+    pub window: config::Bytes,
+}
+
+/// How HTTP/2 is spoken to clients.
+pub struct Http2 {
+    builder: h2::server::Builder,
+    max_streams: usize,
+    closed: [IntCounter; ENDED.len()],
+}
+
+/// Why we end a connection that its client would have gone on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Resets = 1,
+    ControlFrames = 2,
+    WindowUpdates = 3,
+    /// Requests that are none.
+    Malformed = 4,
+    /// What h2 counts: CONTINUATION, empty DATA, streams that break the protocol.
+    Excess = 5,
+    Protocol = 6,
+    SlowHead = 7,
+}
+
+/// Of the metric, in the order of [`Ended`].
+pub const ENDED: [&str; 7] = [
+    "resets",
+    "control_frames",
+    "window_updates",
+    "malformed",
+    "excess",
+    "protocol",
+    "slow_head",
+];
+
+/// All streams of a connection together: a client that sends on all at once still gets on.
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Of each answer, for a client that does not take it.
+const SEND_BUFFER: usize = 64 << 10;
+
+/// Streams that h2 has to reset because they break the protocol, before it ends the connection. The same number of
+/// requests is refused as malformed.
+const FAULTS: usize = 64;
+
+/// After a GOAWAY the last streams may still be on their way; a client that does not answer our PING is not waited for
+/// longer than this.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+/// For the GOAWAY of a connection that is ended to be sent.
+const LAST_WORD: Duration = Duration::from_millis(200);
+
+impl Default for Http2Config {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            max_streams: 128,
+            window: config::Bytes::kib(64),
+        }
+    }
+}
+
+impl Http2Config {
+    /// `None`: it is not spoken.
+    pub fn compile(
+        self,
+        limits: &HeadLimits,
+        closed: &IntCounterVec,
+        problems: &mut Problems,
+    ) -> Option<Http2> {
+        let Self {
+            enabled,
+            max_streams,
+            window,
+        } = self;
+        if !(1..=1000).contains(&max_streams) {
+            problems.add("server.http2.max_streams", "must be from 1 to 1000");
+        }
+        if !(config::Bytes::kib(16)..=config::Bytes::mib(16)).contains(&window) {
+            problems.add("server.http2.window", "must be from 16KiB to 16MiB");
+            return None;
+        }
+        let window = window.0 as u32;
+        let mut builder = h2::server::Builder::new();
+        builder
+            .max_concurrent_streams(max_streams)
+            .initial_window_size(window)
+            .initial_connection_window_size(CONNECTION_WINDOW.max(window))
+            .max_header_list_size(head2::list_size(limits))
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_concurrent_reset_streams(FAULTS)
+            .max_pending_accept_reset_streams(FAULTS)
+            .max_local_error_reset_streams(Some(FAULTS));
+        enabled.then(|| Http2 {
+            builder,
+            max_streams: max_streams as usize,
+            closed: ENDED.map(|reason| closed.with_label_values(&[reason])),
+        })
+    }
+}
+
+// === impl Ended ===
+
+impl Ended {
+    fn of(number: u8) -> Option<Self> {
+        [
+            Self::Resets,
+            Self::ControlFrames,
+            Self::WindowUpdates,
+            Self::Malformed,
+            Self::Excess,
+            Self::Protocol,
+            Self::SlowHead,
+        ]
+        .into_iter()
+        .find(|ended| *ended as u8 == number)
+    }
+
+    fn name(self) -> &'static str {
+        ENDED[self as usize - 1]
+    }
+}
+
+/// A connection while it is served.
+struct Serving<'a> {
+    front: &'a Arc<Front>,
+    /// Those in force when it began.
+    policies: &'a Policies,
+    http2: &'a Http2,
+    connection: Connection<Wire, Bytes>,
+    digest: Arc<Digest>,
+    signs: Arc<Signs>,
+    shutdown: ShutdownWatch,
+    streams: JoinSet<()>,
+    /// Requests that were none.
+    malformed: usize,
+    /// The first request has come.
+    has_asked: bool,
+    /// Since when nothing is in flight.
+    idle_since: Instant,
+    /// Since when it is told to end.
+    leaving_since: Option<Instant>,
+}
+
+/// Serves a connection until one of both sides ends it. `first` was read of it already.
+pub async fn serve(front: &Arc<Front>, stream: Stream, first: BytesMut, shutdown: ShutdownWatch) {
+    let policies = front.parts.in_force.load_full();
+    let Some(http2) = &policies.http2 else {
+        return;
+    };
+    let now = Instant::now();
+    let digest = Arc::new(Digest {
+        ssl_digest: stream.get_ssl_digest(),
+        timing_digest: stream.get_timing_digest(),
+        proxy_digest: stream.get_proxy_digest(),
+        socket_digest: stream.get_socket_digest(),
+    });
+    let client = peer_address(&stream);
+    let signs = Arc::new(Signs::new(now));
+    let wire = Wire::new(stream, first, signs.clone());
+    let handshake = http2.builder.handshake::<_, Bytes>(wire);
+    let Ok(Ok(connection)) = timeout(policies.times.header, handshake).await else {
+        return;
+    };
+    let mut serving = Serving {
+        front,
+        policies: &policies,
+        http2,
+        connection,
+        digest,
+        signs,
+        shutdown,
+        streams: JoinSet::new(),
+        malformed: 0,
+        has_asked: false,
+        idle_since: now,
+        leaving_since: None,
+    };
+    if let Some(ended) = serving.run().await {
+        http2.closed[ended as usize - 1].inc();
+        front.tell_closed(ended.name(), client);
+    }
+    let Serving {
+        connection,
+        mut streams,
+        ..
+    } = serving;
+    // Without its connection each stream ends as its client's going decides: a read is dropped, a write is finished.
+    drop(connection);
+    while streams.join_next().await.is_some() {}
+}
+
+impl Serving<'_> {
+    /// Returns why the connection was ended, if we were not to be expected to.
+    async fn run(&mut self) -> Option<Ended> {
+        let mut shutdown = self.shutdown.clone();
+        let mut timer = pin!(tokio::time::sleep(NOT_SOON));
+        loop {
+            self.set(timer.as_mut());
+            tokio::select! {
+                biased;
+                () = shutting_down(&mut shutdown), if self.leaving_since.is_none() => self.leave(),
+                accepted = self.connection.accept() => match accepted {
+                    Some(Ok((request, respond))) => {
+                        self.accept(request, respond);
+                        if self.malformed > FAULTS {
+                            return self.end(Ended::Malformed).await;
+                        }
+                    }
+                    Some(Err(e)) => return verdict(&e),
+                    None => return None,
+                },
+                Some(_) = self.streams.join_next(), if !self.streams.is_empty() => {
+                    self.idle_since = Instant::now();
+                }
+                // After `accept`, which reads: what it has read is seen here.
+                () = news(&self.signs) => {}
+                () = timer.as_mut() => {}
+            }
+            if let Some(flood) = self.signs.flood() {
+                return self.end(flood).await;
+            }
+            if self.next_look() <= Instant::now() {
+                if self.signs.block_since().is_some() {
+                    return self.end(Ended::SlowHead).await;
+                }
+                self.say(Reason::NO_ERROR).await;
+                return None;
+            }
+        }
+    }
+
+    /// When something is over: a header block's time, or that of a connection on which nothing happens.
+    fn next_look(&self) -> Instant {
+        let times = &self.policies.times;
+        let block = self.signs.block_since().map(|since| since + times.header);
+        let quiet = self.streams.is_empty().then(|| match self.leaving_since {
+            Some(leaving) => self.idle_since.max(leaving) + GOODBYE,
+            None if self.has_asked => self.idle_since + times.idle,
+            None => self.idle_since + times.header,
+        });
+        let never = self.idle_since + NOT_SOON;
+        block.unwrap_or(never).min(quiet.unwrap_or(never))
+    }
+
+    fn set(&self, timer: Pin<&mut Sleep>) {
+        let at = self.next_look();
+        if timer.deadline().into_std() != at {
+            timer.reset(at.into());
+        }
+    }
+
+    /// Tells the client to ask no more here (RFC 9113, section 6.8): what it has sent meanwhile is still served.
+    fn leave(&mut self) {
+        self.leaving_since = Some(Instant::now());
+        self.connection.graceful_shutdown();
+    }
+
+    fn accept(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        self.front.parts.requests.http2.inc();
+        self.has_asked = true;
+        // A stream that its client has reset may still have work to finish: that is no way to more work than allowed.
+        if self.streams.len() >= 2 * self.http2.max_streams {
+            respond.send_reset(Reason::REFUSED_STREAM);
+            return;
+        }
+        let (head, body) = request.into_parts();
+        let (method, is_grpc) = (head.method.clone(), crate::reply::is_grpc(&head.headers));
+        match head2::judge(head, &self.policies.head) {
+            Ok(head) => {
+                let (front, shutdown) = (self.front.clone(), self.shutdown.clone());
+                let (cut, digest) = (Cut::new(Instant::now()), self.digest.clone());
+                let session = Session::new(head, body, respond, digest, cut.clone());
+                self.streams.spawn(answer(front, session, cut, shutdown));
+            }
+            Err(fault) => {
+                let refusal = Refusal::from(fault);
+                self.malformed += usize::from(matches!(refusal, Refusal::Malformed(_)));
+                self.front
+                    .refuse_stream(respond, &refusal, &method, is_grpc, &self.digest);
+            }
+        }
+    }
+
+    async fn end(&mut self, ended: Ended) -> Option<Ended> {
+        self.say(Reason::ENHANCE_YOUR_CALM).await;
+        Some(ended)
+    }
+
+    /// Sends a GOAWAY, and ends the connection with it.
+    async fn say(&mut self, reason: Reason) {
+        self.connection.abrupt_shutdown(reason);
+        let _ = timeout(LAST_WORD, poll_fn(|cx| self.connection.poll_closed(cx))).await;
+    }
+}
+
+/// Answers one stream.
+async fn answer(front: Arc<Front>, session: Session, cut: Arc<Cut>, shutdown: ShutdownWatch) {
+    let session = ServerSession::new_custom(Box::new(session));
+    let timer = pin!(tokio::time::sleep(NOT_SOON));
+    let requests = Watched {
+        requests: front.proxy.process_new_http(session, &shutdown),
+        cut: &cut,
+        timer,
+    };
+    cut.clone().scope(requests).await;
+}
+
+/// Resolves when there are some.
+async fn news(signs: &Signs) {
+    poll_fn(|_| match signs.take_news() {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    })
+    .await;
+}
+
+/// Why h2 has ended a connection.
+fn verdict(e: &h2::Error) -> Option<Ended> {
+    match e.reason() {
+        _ if !e.is_library() => None,
+        Some(Reason::ENHANCE_YOUR_CALM) => Some(Ended::Excess),
+        Some(Reason::NO_ERROR) | None => None,
+        Some(_) => Some(Ended::Protocol),
+    }
+}

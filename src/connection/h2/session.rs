@@ -1,0 +1,524 @@
+//! One stream as Pingora sees it: a session of our own, because Pingora's own for HTTP/2 resets what it finds malformed
+//! without an answer, waits for bodies without end, and knows nothing of the moment at which an exchange is over.
+//!
+//! Whatever waits here also ends when [`Cut`] says so: on a connection to a backend that others share there is no socket
+//! to shut down, so the exchange ends from its client's side.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::Stream;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, DATE, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::request::Parts;
+use http::{HeaderMap, Response};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
+use pingora::protocols::http::HttpTask;
+use pingora::protocols::http::custom::{CustomMessageWrite, server};
+use pingora::protocols::http::date::get_cached_date;
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::{Error, ErrorType, OrErr, Result};
+use pingora_timeout::timeout;
+
+use crate::connection::Cut;
+use crate::reply::is_grpc;
+
+/// A request, and the way back.
+pub struct Session {
+    request: RequestHeader,
+    body: RecvStream,
+    /// The body's last octet was read.
+    body_ended: bool,
+    respond: SendResponse<Bytes>,
+    writer: Option<SendStream<Bytes>>,
+    written: Option<Box<ResponseHeader>>,
+    /// The end of the answer was sent.
+    ended: bool,
+    received: usize,
+    sent: usize,
+    again: Option<Again>,
+    digest: Arc<Digest>,
+    cut: Arc<Cut>,
+    times: Times,
+    /// A client that resets the stream does not take back what changes something. A gRPC client means it when it cancels.
+    survives_reset: bool,
+    is_reset: bool,
+}
+
+#[derive(Default)]
+struct Times {
+    read: Option<Duration>,
+    write: Option<Duration>,
+    drain: Option<Duration>,
+}
+
+/// What was read of the body, for another attempt.
+#[derive(Default)]
+struct Again {
+    kept: BytesMut,
+    is_truncated: bool,
+}
+
+/// As Pingora has it for HTTP/1: what policies read beforehand is sent on from here.
+const MOST_KEPT: usize = 64 << 10;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+impl Session {
+    /// `head` was judged.
+    pub fn new(
+        head: Parts,
+        body: RecvStream,
+        respond: SendResponse<Bytes>,
+        digest: Arc<Digest>,
+        cut: Arc<Cut>,
+    ) -> Self {
+        Self {
+            survives_reset: !head.method.is_safe() && !is_grpc(&head.headers),
+            request: RequestHeader::from(head),
+            body,
+            body_ended: false,
+            respond,
+            writer: None,
+            written: None,
+            ended: false,
+            received: 0,
+            sent: 0,
+            again: None,
+            digest,
+            cut,
+            times: Times::default(),
+            is_reset: false,
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
+        if self.cut.is_over_here() {
+            return Poll::Ready(Err(over()));
+        }
+        self.body.poll_data(cx).map(|data| {
+            data.transpose()
+                .map_err(|e| broken(e, ErrorType::ReadError))
+        })
+    }
+
+    /// Ready when nobody waits for the answer any more, or its time is over.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Box<Error>> {
+        if self.cut.is_over_here() {
+            return Poll::Ready(over());
+        }
+        if !self.is_reset {
+            let reset = match &mut self.writer {
+                Some(writer) => writer.poll_reset(cx),
+                None => self.respond.poll_reset(cx),
+            };
+            self.is_reset = reset.is_ready();
+        }
+        // Once the answer has begun, what was to be changed is changed.
+        match self.is_reset && !(self.survives_reset && self.written.is_none()) {
+            true => Poll::Ready(Error::explain(
+                ErrorType::ConnectionClosed,
+                "the client has reset the stream",
+            )),
+            false => Poll::Pending,
+        }
+    }
+
+    /// Waits until some octets may be sent.
+    async fn room(&mut self, wanted: usize) -> Result<usize> {
+        let (cut, writer) = (&self.cut, &mut self.writer);
+        let writer = writer.as_mut().ok_or_else(no_head)?;
+        writer.reserve_capacity(wanted);
+        if writer.capacity() > 0 {
+            return Ok(writer.capacity());
+        }
+        let room = poll_fn(|cx| {
+            if cut.is_over_here() {
+                return Poll::Ready(Err(over()));
+            }
+            match writer.poll_capacity(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Some(Ok(0))) => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Poll::Ready(Some(Ok(room))) => Poll::Ready(Ok(room)),
+                Poll::Ready(Some(Err(e))) => Poll::Ready(Err(broken(e, ErrorType::WriteError))),
+                Poll::Ready(None) => Poll::Ready(Err(Error::explain(
+                    ErrorType::WriteError,
+                    "the stream is closed",
+                ))),
+            }
+        });
+        match self.times.write {
+            None => room.await,
+            Some(limit) => timeout(limit, room).await.unwrap_or_else(|_| {
+                Error::e_explain(ErrorType::WriteTimedout, "the client does not read")
+            }),
+        }
+    }
+
+    /// Interim answers (RFC 9110, section 15.2), where h2 can still send one.
+    fn inform(&mut self, head: &ResponseHeader) {
+        let mut interim = Response::new(());
+        *interim.status_mut() = head.status;
+        *interim.headers_mut() = head.headers.clone();
+        strip(interim.headers_mut());
+        if let Err(e) = self.respond.send_informational(interim) {
+            log::debug!("an interim answer was not sent: {e}");
+        }
+    }
+
+    fn address(&self, of: impl Fn(&Digest) -> Option<&SocketAddr>) -> Option<&SocketAddr> {
+        of(&self.digest)
+    }
+}
+
+impl Drop for Session {
+    /// An answer that is not whole must not look whole, and an exchange that came to nothing not like a wish of ours.
+    fn drop(&mut self) {
+        if !self.ended && !self.is_reset {
+            self.respond.send_reset(Reason::INTERNAL_ERROR);
+        }
+    }
+}
+
+#[async_trait]
+impl server::Session for Session {
+    fn req_header(&self) -> &RequestHeader {
+        &self.request
+    }
+
+    fn req_header_mut(&mut self) -> &mut RequestHeader {
+        &mut self.request
+    }
+
+    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
+        let limit = self.times.read;
+        let read = poll_fn(|cx| self.poll_read(cx));
+        let data = match limit {
+            None => read.await?,
+            Some(limit) => match timeout(limit, read).await {
+                Ok(read) => read?,
+                Err(_) => {
+                    return Error::e_explain(ErrorType::ReadTimedout, "the body does not come");
+                }
+            },
+        };
+        let Some(data) = data else {
+            self.body_ended = true;
+            return Ok(None);
+        };
+        self.received += data.len();
+        if let Some(again) = &mut self.again {
+            again.keep(&data);
+        }
+        // It only fails for a stream that is closed: the next read says so.
+        let _ = self.body.flow_control().release_capacity(data.len());
+        Ok(Some(data))
+    }
+
+    async fn drain_request_body(&mut self) -> Result<()> {
+        let limit = self.times.drain;
+        let drain = async {
+            while !self.is_body_done() {
+                self.read_body_bytes().await?;
+            }
+            Ok(())
+        };
+        match limit {
+            None => drain.await,
+            Some(limit) => timeout(limit, drain).await.unwrap_or_else(|_| {
+                Error::e_explain(ErrorType::ReadTimedout, "the body does not end")
+            }),
+        }
+    }
+
+    async fn write_response_header(
+        &mut self,
+        mut head: Box<ResponseHeader>,
+        end: bool,
+    ) -> Result<()> {
+        if self.ended || self.written.is_some() {
+            return Ok(());
+        }
+        if head.status.is_informational() {
+            self.inform(&head);
+            return Ok(());
+        }
+        head.insert_header(DATE, get_cached_date())?;
+        let mut answer = Response::new(());
+        *answer.status_mut() = head.status;
+        *answer.headers_mut() = head.headers.clone();
+        strip(answer.headers_mut());
+        let writer = self
+            .respond
+            .send_response(answer, end)
+            .or_err(ErrorType::WriteError, "the answer's head is not sent")?;
+        self.writer = Some(writer);
+        self.written = Some(head);
+        self.ended = end;
+        Ok(())
+    }
+
+    async fn write_response_header_ref(&mut self, head: &ResponseHeader, end: bool) -> Result<()> {
+        self.write_response_header(Box::new(head.clone()), end)
+            .await
+    }
+
+    async fn write_body(&mut self, mut data: Bytes, end: bool) -> Result<()> {
+        while !data.is_empty() && !self.ended {
+            let room = self.room(data.len()).await?;
+            let piece = data.split_to(room.min(data.len()));
+            let (len, is_last) = (piece.len(), end && data.is_empty());
+            let writer = self.writer.as_mut().ok_or_else(no_head)?;
+            writer
+                .send_data(piece, is_last)
+                .or_err(ErrorType::WriteError, "the answer's body is not sent")?;
+            self.sent += len;
+            self.ended = is_last;
+        }
+        match end {
+            true => self.finish().await,
+            false => Ok(()),
+        }
+    }
+
+    async fn write_trailers(&mut self, mut trailers: HeaderMap) -> Result<()> {
+        if self.ended {
+            return Ok(());
+        }
+        strip(&mut trailers);
+        // What frames or routes a message has no place behind it (RFC 9110, section 6.5.1).
+        for name in [CONTENT_LENGTH, HOST, TE, TRAILER] {
+            trailers.remove(name);
+        }
+        self.writer
+            .as_mut()
+            .ok_or_else(no_head)?
+            .send_trailers(trailers)
+            .or_err(ErrorType::WriteError, "the trailers are not sent")?;
+        self.ended = true;
+        Ok(())
+    }
+
+    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let mut is_over = false;
+        for task in tasks {
+            is_over |= match task {
+                HttpTask::Header(head, end) => {
+                    let written = self.write_response_header(head, end).await;
+                    written.map_err(|e| e.into_down())?;
+                    end
+                }
+                HttpTask::Body(data, end) => {
+                    if let Some(data) = data.filter(|data| !data.is_empty()) {
+                        let written = self.write_body(data, end).await;
+                        written.map_err(|e| e.into_down())?;
+                    }
+                    end
+                }
+                HttpTask::Trailer(Some(trailers)) => {
+                    let written = self.write_trailers(*trailers).await;
+                    written.map_err(|e| e.into_down())?;
+                    true
+                }
+                HttpTask::Trailer(None) | HttpTask::Done => true,
+                HttpTask::Failed(e) => return Err(e),
+                HttpTask::UpgradedBody(..) => {
+                    return Error::e_explain(ErrorType::InternalError, "nothing is upgraded here");
+                }
+            };
+        }
+        if is_over {
+            self.finish().await.map_err(|e| e.into_down())?;
+        }
+        Ok(is_over)
+    }
+
+    fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.times.read = timeout;
+    }
+
+    fn get_read_timeout(&self) -> Option<Duration> {
+        self.times.read
+    }
+
+    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.times.write = timeout;
+    }
+
+    fn get_write_timeout(&self) -> Option<Duration> {
+        self.times.write
+    }
+
+    fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
+        self.times.drain = timeout;
+    }
+
+    fn get_total_drain_timeout(&self) -> Option<Duration> {
+        self.times.drain
+    }
+
+    fn request_summary(&self) -> String {
+        format!("{} {}", self.request.method, self.request.uri.path())
+    }
+
+    fn response_written(&self) -> Option<&ResponseHeader> {
+        self.written.as_deref()
+    }
+
+    async fn shutdown(&mut self, _: u32, _: &str) {
+        if !self.ended {
+            self.respond.send_reset(Reason::INTERNAL_ERROR);
+            self.ended = true;
+        }
+    }
+
+    fn is_body_done(&mut self) -> bool {
+        self.body_ended || self.is_body_empty() || self.body.is_end_stream()
+    }
+
+    async fn finish(&mut self) -> Result<()> {
+        if let (false, Some(writer)) = (self.ended, &mut self.writer) {
+            writer
+                .send_data(Bytes::new(), true)
+                .or_err(ErrorType::WriteError, "the answer's end is not sent")?;
+            self.ended = true;
+        }
+        Ok(())
+    }
+
+    fn is_body_empty(&mut self) -> bool {
+        let is_nothing = |length: &http::HeaderValue| length.as_bytes().iter().all(|b| *b == b'0');
+        let length = self.request.headers.get(CONTENT_LENGTH);
+        self.received == 0 && (self.body.is_end_stream() || length.is_some_and(is_nothing))
+    }
+
+    async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
+        if no_body_expected || self.is_body_done() {
+            return Err(poll_fn(|cx| self.poll_gone(cx)).await);
+        }
+        self.read_body_bytes().await
+    }
+
+    fn body_bytes_sent(&self) -> usize {
+        self.sent
+    }
+
+    fn body_bytes_read(&self) -> usize {
+        self.received
+    }
+
+    fn digest(&self) -> Option<&Digest> {
+        Some(&self.digest)
+    }
+
+    fn digest_mut(&mut self) -> Option<&mut Digest> {
+        Arc::get_mut(&mut self.digest)
+    }
+
+    fn client_addr(&self) -> Option<&SocketAddr> {
+        self.address(|digest| digest.socket_digest.as_ref()?.peer_addr())
+    }
+
+    fn server_addr(&self) -> Option<&SocketAddr> {
+        self.address(|digest| digest.socket_digest.as_ref()?.local_addr())
+    }
+
+    fn pseudo_raw_h1_request_header(&self) -> Bytes {
+        Bytes::new() // only Pingora's subrequests ask for it
+    }
+
+    fn enable_retry_buffering(&mut self) {
+        self.again.get_or_insert_default();
+    }
+
+    fn retry_buffer_truncated(&self) -> bool {
+        self.again.as_ref().is_some_and(|again| again.is_truncated)
+    }
+
+    fn get_retry_buffer(&self) -> Option<Bytes> {
+        let again = self.again.as_ref()?;
+        let is_whole = !again.is_truncated && !again.kept.is_empty();
+        is_whole.then(|| Bytes::copy_from_slice(&again.kept))
+    }
+
+    // === messages of other protocols than HTTP: there are none ===
+
+    async fn finish_custom(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_reader(
+        &mut self,
+    ) -> Option<Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
+        None
+    }
+
+    fn restore_custom_message_reader(
+        &mut self,
+        _: Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
+        None
+    }
+
+    fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
+        Ok(())
+    }
+}
+
+// === impl Again ===
+
+impl Again {
+    fn keep(&mut self, data: &[u8]) {
+        self.is_truncated |= self.kept.len() + data.len() > MOST_KEPT;
+        match self.is_truncated {
+            true => self.kept = BytesMut::new(),
+            false => self.kept.extend_from_slice(data),
+        }
+    }
+}
+
+/// Takes out what belongs to an HTTP/1 connection (RFC 9113, section 8.2.2).
+fn strip(fields: &mut HeaderMap) {
+    for name in [
+        CONNECTION,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+    ] {
+        fields.remove(name);
+    }
+}
+
+fn over() -> Box<Error> {
+    Error::explain(ErrorType::ReadTimedout, "the time for the answer is over").into_down()
+}
+
+fn no_head() -> Box<Error> {
+    Error::explain(ErrorType::InternalError, "a body without a head")
+}
+
+/// What broke the stream: its client's going, or that it did not keep to the protocol.
+fn broken(e: h2::Error, usual: ErrorType) -> Box<Error> {
+    let kind = match e.is_library() && e.reason() == Some(Reason::PROTOCOL_ERROR) {
+        true => ErrorType::H2Error,
+        false => usual,
+    };
+    Error::because(kind, "the client's stream", e).into_down()
+}
