@@ -52,6 +52,8 @@ pub struct Deadline(Instant);
 /// The documented header, from clients and to backends: milliseconds since the Unix epoch.
 pub const X_REQUEST_DEADLINE: HeaderName = HeaderName::from_static("x-request-deadline");
 
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
 /// The client's own deadline is not a time.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NotATime;
@@ -152,12 +154,13 @@ impl NamedTimeouts {
 // === impl Deadline ===
 
 impl Deadline {
-    /// The route's budget from `start` on, or the client's own deadline where that is earlier.
+    /// The route's budget from `start` on, or the client's own deadline, in our field or in gRPC's, where that is earlier.
     ///
     /// # Errors
     /// When the client's deadline cannot be read: it would wait for an answer of which we do not know when it is too late.
     pub fn of(fields: &HeaderMap, start: Instant, budget: Duration) -> Result<Self, NotATime> {
-        let by_route = start + budget;
+        let grpc = fields.get(GRPC_TIMEOUT).and_then(|text| grpc_timeout(text.as_bytes()));
+        let by_route = start + grpc.map_or(budget, |time| time.min(budget));
         let mut values = fields.get_all(X_REQUEST_DEADLINE).iter();
         let value = match (values.next(), values.next()) {
             (None, _) => return Ok(Self(by_route)),
@@ -195,5 +198,49 @@ impl Deadline {
         self.0
             .checked_duration_since(now)
             .filter(|left| !left.is_zero())
+    }
+}
+
+/// At most eight digits and a unit (gRPC over HTTP/2); what is none is left to the backend to judge.
+fn grpc_timeout(text: &[u8]) -> Option<Duration> {
+    let (unit, digits) = text.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number = digits
+        .iter()
+        .fold(0, |number: u64, digit| number * 10 + u64::from(digit - b'0'));
+    match unit {
+        b'H' => Some(Duration::from_secs(number * 3600)),
+        b'M' => Some(Duration::from_secs(number * 60)),
+        b'S' => Some(Duration::from_secs(number)),
+        b'm' => Some(Duration::from_millis(number)),
+        b'u' => Some(Duration::from_micros(number)),
+        b'n' => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_timeout_has_a_unit() {
+        for (text, expected) in [
+            ("1S", Some(1000)),
+            ("250m", Some(250)),
+            ("2M", Some(120_000)),
+            ("00000003H", Some(10_800_000)),
+            ("5000u", Some(5)),
+            ("1000000n", Some(1)),
+            ("S", None),
+            ("1", None),
+            ("-1S", None),
+            ("123456789S", None),
+        ] {
+            let expected = expected.map(Duration::from_millis);
+            assert_eq!(grpc_timeout(text.as_bytes()), expected, "{text}");
+        }
     }
 }

@@ -17,6 +17,12 @@ mod order;
 mod routing;
 mod sizes;
 
+mod grpc;
+mod http2;
+mod http2_attacks;
+mod http2_conformance;
+mod http2_upstreams;
+
 mod cors;
 
 mod api_keys;

@@ -16,6 +16,7 @@ pub mod client;
 pub mod firewall;
 pub mod fleet;
 pub mod gateway;
+pub mod http2;
 pub mod instance;
 pub mod limited;
 pub mod load;

@@ -1,0 +1,216 @@
+//! What a client may do on an HTTP/2 connection only so often: each attack ends its own connection, costs little, and
+//! another client is served meanwhile.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use crate::support::http2::raw::*;
+use crate::support::http2::{Http2, run};
+use crate::support::prelude::*;
+
+/// Another client's requests while `attack` goes on: all are answered, and none waits for long.
+fn others_are_served_during<T>(addr: SocketAddr, attack: impl FnOnce() -> T) -> T {
+    const WORST: Duration = Duration::from_millis(500);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            run(async {
+                let (client, _) = Http2::connect(addr).await;
+                let mut worst = Duration::ZERO;
+                loop {
+                    let since = Instant::now();
+                    assert_eq!(client.get("/s/well").await.status, 200);
+                    worst = worst.max(since.elapsed());
+                    if is_over.load(Relaxed) {
+                        return worst;
+                    }
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            })
+        });
+        let outcome = attack();
+        is_over.store(true, Relaxed);
+        let worst = others.join().expect("the others are served");
+        assert!(worst < WORST, "another client waited {worst:?}");
+        outcome
+    })
+}
+
+/// Sends `frames` until the connection is ended, and says with which error; none when it was closed without a word.
+fn until_it_ends(raw: &mut Raw, mut frames: impl FnMut(u32) -> Vec<Frame>, most: u32) -> Option<u32> {
+    for round in 0..most {
+        if !raw.frames(&frames(round)) {
+            break;
+        }
+    }
+    let goaway = raw.find(Duration::from_secs(5), |f| f.kind == GOAWAY);
+    assert!(raw.closes(Duration::from_secs(5)), "the connection is open still");
+    goaway.and_then(|frame| frame.error())
+}
+
+fn closed(reason: &str) -> String {
+    format!(r#"downstream_http2_closed_total{{reason="{reason}"}}"#)
+}
+
+fn calm_or_silence(error: Option<u32>) {
+    // The GOAWAY may be lost to the reset that answers what was sent behind it.
+    assert!(matches!(error, None | Some(ENHANCE_YOUR_CALM)), "{error:?}");
+}
+
+#[test]
+fn rapid_reset_ends_its_connection_before_it_reaches_many_backends() {
+    let upstream = Upstream::start();
+    let gateway = Conf::of(&[upstream.url()]).start();
+    let mut raw = Raw::connect(gateway.addr());
+    let attack = |round: u32| {
+        let stream = 2 * round + 1;
+        vec![
+            headers(stream, END_STREAM | END_HEADERS, &get("/s/reset")),
+            Frame::new(RST_STREAM, 0, stream, CANCEL.to_be_bytes()),
+        ]
+    };
+    let error = others_are_served_during(gateway.addr(), || until_it_ends(&mut raw, attack, 10_000));
+    calm_or_silence(error);
+    let reached = upstream.requests().iter().filter(|r| r.target == "/s/reset").count();
+    assert!(reached <= 400, "{reached} of 10,000 reached the backend");
+    let ended = gateway.metric(&closed("resets")) + gateway.metric(&closed("excess"));
+    assert_eq!(ended, 1.0);
+    gateway.wait_log(|line| line["context"] == "connection" && line["msg"] == "closed");
+}
+
+#[test]
+fn floods_of_control_frames_end_their_connection() {
+    let gateway = Conf::of(&[Upstream::start().url()]).start();
+    let window = |_| Frame::new(WINDOW_UPDATE, 0, 0, 1u32.to_be_bytes());
+    let floods: [(&str, &dyn Fn(u32) -> Frame); 5] = [
+        ("control_frames", &|_| Frame::new(PING, 0, 0, b"01234567")),
+        ("control_frames", &|_| Frame::new(SETTINGS, 0, 0, [])),
+        ("control_frames", &|_| Frame::new(PRIORITY, 0, 1, [0, 0, 0, 0, 1])),
+        ("control_frames", &|_| Frame::new(0x77, 0, 0, b"unknown")),
+        ("window_updates", &window),
+    ];
+    for (number, (reason, frame)) in floods.iter().enumerate() {
+        let mut raw = Raw::connect(gateway.addr());
+        let before = gateway.metric(&closed(reason));
+        let flood = |_| (0..100).map(frame).collect();
+        let error = others_are_served_during(gateway.addr(), || until_it_ends(&mut raw, flood, 1000));
+        calm_or_silence(error);
+        gateway.wait_metric(&closed(reason), |count| count == before + 1.0);
+        assert!(number < floods.len());
+    }
+}
+
+#[test]
+fn a_flood_of_continuations_ends_its_connection() {
+    let gateway = Conf::of(&[Upstream::start().url()]).start();
+    let mut raw = Raw::connect(gateway.addr());
+    raw.frame(&Frame::new(HEADERS, END_STREAM, 1, block(&get("/s/x"))));
+    let (memory, flood) = (gateway.memory_kb(), |_| {
+        let field = block(&[("x", "y")]);
+        vec![Frame::new(CONTINUATION, 0, 1, field); 100]
+    });
+    others_are_served_during(gateway.addr(), || until_it_ends(&mut raw, flood, 1000));
+    assert!(gateway.memory_kb() < memory + (8 << 10));
+
+    // The same without a single octet.
+    let mut raw = Raw::connect(gateway.addr());
+    raw.frame(&Frame::new(HEADERS, END_STREAM, 1, block(&get("/s/x"))));
+    let flood = |_| vec![Frame::new(CONTINUATION, 0, 1, []); 100];
+    others_are_served_during(gateway.addr(), || until_it_ends(&mut raw, flood, 1000));
+    gateway.wait_metric(&closed("excess"), |count| count >= 1.0);
+}
+
+#[test]
+fn a_header_bomb_is_refused_and_takes_no_room() {
+    let gateway = Conf::of(&[Upstream::start().url()]).start();
+    let mut raw = Raw::connect(gateway.addr());
+    // 3,000 octets in the dynamic table once, then an octet each time that they are repeated.
+    let big = "x".repeat(3000);
+    let mut bomb = block(&get("/s/x"));
+    bomb.extend(indexed_literal("x-bomb", &big));
+    bomb.extend(vec![0x80 | 62; 10_000]);
+    let memory = gateway.memory_kb();
+    let ended = others_are_served_during(gateway.addr(), || {
+        for stream in 0..20 {
+            raw.frame(&Frame::new(HEADERS, END_STREAM | END_HEADERS, 2 * stream + 1, &bomb));
+        }
+        raw.find(Duration::from_secs(5), |f| {
+            f.kind == GOAWAY || f.kind == RST_STREAM || f.kind == HEADERS
+        })
+    });
+    assert!(ended.is_some() || raw.is_closed());
+    let grown = gateway.memory_kb().saturating_sub(memory);
+    assert!(grown < 16 << 10, "{grown} KiB more for 600 MB of headers");
+}
+
+#[test]
+fn more_streams_than_allowed_are_refused() {
+    let upstream = Upstream::start();
+    let gateway = Conf::of(&[upstream.url()])
+        .top("server", "{ http2: { max_streams: 100 } }")
+        .start();
+    upstream.hold();
+    let mut raw = Raw::connect(gateway.addr());
+    for stream in 0..1000 {
+        let request = headers(2 * stream + 1, END_STREAM | END_HEADERS, &get("/s/x"));
+        raw.frame(&request);
+    }
+    let refused = raw.find(Duration::from_secs(5), |f| matches!(f.kind, RST_STREAM | GOAWAY));
+    let error = refused.and_then(|frame| frame.error());
+    assert!(matches!(error, Some(REFUSED_STREAM | ENHANCE_YOUR_CALM)), "{error:?}");
+    assert!(upstream.heads_seen() <= 100);
+    upstream.release();
+    run(async {
+        let (client, _) = Http2::connect(gateway.addr()).await;
+        assert_eq!(client.get("/s/well").await.status, 200);
+    });
+}
+
+#[test]
+fn a_flood_of_empty_data_ends_its_connection() {
+    let gateway = Conf::of(&[Upstream::start().url()]).start();
+    let mut raw = Raw::connect(gateway.addr());
+    raw.frame(&headers(1, END_HEADERS, &post("/s/x")));
+    let flood = |_| vec![Frame::new(DATA, 0, 1, []); 100];
+    let error = others_are_served_during(gateway.addr(), || until_it_ends(&mut raw, flood, 1000));
+    calm_or_silence(error);
+    gateway.wait_metric(&closed("excess"), |count| count == 1.0);
+}
+
+#[test]
+fn requests_that_are_none_end_their_connection_after_a_while() {
+    let gateway = Conf::of(&[Upstream::start().url()]).start();
+    let mut raw = Raw::connect(gateway.addr());
+    let bad = [get("/s/x"), vec![("host", "b")]].concat();
+    let attack = |round| vec![headers(2 * round + 1, END_STREAM | END_HEADERS, &bad)];
+    let error = others_are_served_during(gateway.addr(), || until_it_ends(&mut raw, attack, 1000));
+    calm_or_silence(error);
+    gateway.wait_metric(&closed("malformed"), |count| count == 1.0);
+}
+
+#[test]
+fn a_client_that_never_reads_holds_little_and_not_for_long() {
+    let upstream = Upstream::start_with(|_| Reply::status(200).body(vec![b'x'; 20 << 20]));
+    let gateway = Conf::of(&[upstream.url()])
+        .top("server", "{ client_timeout: 1s, keepalive_timeout: 1s }")
+        .start();
+    let memory = gateway.memory_kb();
+    // Windows as large as can be, and none at all: what is sent is held up by TCP, or by HTTP/2.
+    for window in [0x7fff_ffff, 0] {
+        let settings = setting(4, window);
+        let mut raws: Vec<Raw> = (0..4)
+            .map(|_| Raw::connect_with(gateway.addr(), &settings))
+            .collect();
+        for raw in &mut raws {
+            raw.small_receive_buffer();
+            raw.frame(&Frame::new(WINDOW_UPDATE, 0, 0, 0x7fff_0000_u32.to_be_bytes()));
+            for stream in 0..100 {
+                let request = headers(2 * stream + 1, END_STREAM | END_HEADERS, &get("/s/x"));
+                raw.frame(&request);
+            }
+        }
+        let grown = || gateway.memory_kb().saturating_sub(memory);
+        std::thread::sleep(Duration::from_millis(500)); // it fills meanwhile
+        assert!(grown() < 150 << 10, "{} KiB for 400 answers of 20 MiB", grown());
+        gateway.wait_metric("downstream_connections", |open| open == 0.0);
+    }
+}
