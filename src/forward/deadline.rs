@@ -159,7 +159,9 @@ impl Deadline {
     /// # Errors
     /// When the client's deadline cannot be read: it would wait for an answer of which we do not know when it is too late.
     pub fn of(fields: &HeaderMap, start: Instant, budget: Duration) -> Result<Self, NotATime> {
-        let grpc = fields.get(GRPC_TIMEOUT).and_then(|text| grpc_timeout(text.as_bytes()));
+        let grpc = fields
+            .get(GRPC_TIMEOUT)
+            .and_then(|text| grpc_timeout(text.as_bytes()));
         let by_route = start + grpc.map_or(budget, |time| time.min(budget));
         let mut values = fields.get_all(X_REQUEST_DEADLINE).iter();
         let value = match (values.next(), values.next()) {
@@ -207,9 +209,9 @@ fn grpc_timeout(text: &[u8]) -> Option<Duration> {
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let number = digits
-        .iter()
-        .fold(0, |number: u64, digit| number * 10 + u64::from(digit - b'0'));
+    let number = digits.iter().fold(0, |number: u64, digit| {
+        number * 10 + u64::from(digit - b'0')
+    });
     match unit {
         b'H' => Some(Duration::from_secs(number * 3600)),
         b'M' => Some(Duration::from_secs(number * 60)),

@@ -160,11 +160,12 @@ impl Retry {
             return Decision::Denied;
         }
         self.spent.add(RETRIES, 1, now);
-        // To ask somebody else needs no patience, and a stale connection says nothing about who closed it.
+        // A stale connection says nothing about who closed it, and one that goes away has a successor; to ask somebody else needs no
+        // patience.
         let is_nothing = match case.failure {
             Failure::Stale => true,
             Failure::NotProcessed => case.retries == 0,
-            _ => case.elsewhere,
+            _ => false,
         };
         Decision::Again(if is_nothing || case.elsewhere {
             Duration::ZERO

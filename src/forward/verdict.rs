@@ -81,8 +81,7 @@ pub fn blame(error: &Error, session: &mut Session, was_cut: bool, reused: bool) 
         if matches!(
             error.etype(),
             ErrorType::ReadTimedout | ErrorType::WriteTimedout
-        ) && !was_cut
-        {
+        ) {
             return Blame::Instance(Failure::Timeout);
         }
         if was_not_processed(error) && !session.as_ref().retry_buffer_truncated() {

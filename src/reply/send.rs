@@ -8,6 +8,7 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
+use pingora::protocols::http::HttpTask;
 use pingora_proxy::Session;
 
 use super::{Refusal, grpc};
@@ -123,6 +124,11 @@ async fn write(
     drain_small_body(session).await;
     let has_body = !body.is_empty() && session.req_header().method != Method::HEAD;
     let head = Box::new(ResponseHeader::from(parts));
+    if !has_body && session.req_header().version == Version::HTTP_2 {
+        // In one frame with the end: so gRPC knows an answer that has no body (Pingora's other way sends two).
+        let task = HttpTask::Header(head, true);
+        return session.write_response_tasks(vec![task]).await.map(|_| ());
+    }
     session.write_response_header(head, !has_body).await?;
     if has_body {
         session

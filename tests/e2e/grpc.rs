@@ -27,7 +27,10 @@ impl Server {
         BufReader::new(child.stdout.take().expect("it is piped"))
             .read_line(&mut line)
             .expect("it says its port");
-        let port = line.trim().parse().expect("a port: is python3-grpcio there?");
+        let port = line
+            .trim()
+            .parse()
+            .expect("a port: is python3-grpcio there?");
         Self { child, port }
     }
 }
@@ -75,7 +78,10 @@ fn unary_calls_come_through_with_metadata_and_trailers() {
     let server = Server::start();
     let gateway = gateway(&server);
     let result = call(&gateway, "Unary");
-    assert_eq!((&result["code"], &result["length"]), (&json!("OK"), &json!(300_000)));
+    assert_eq!(
+        (&result["code"], &result["length"]),
+        (&json!("OK"), &json!(300_000))
+    );
     assert_eq!(result["trailing"]["x-trailing"], "kept");
     assert_eq!(result["seen"]["grpc-custom"], "1");
     assert_eq!(result["seen"]["x-gateway-forwarded"], "true");
@@ -87,8 +93,14 @@ fn all_kinds_of_streams_come_through() {
     let server = Server::start();
     let gateway = gateway(&server);
     let expected: Vec<String> = (0..500).map(|n| n.to_string()).collect();
-    assert_eq!(call(&gateway, "ServerStream"), json!({"messages": expected}));
-    assert_eq!(call(&gateway, "ClientStream"), json!({"message": expected.join(",")}));
+    assert_eq!(
+        call(&gateway, "ServerStream"),
+        json!({"messages": expected})
+    );
+    assert_eq!(
+        call(&gateway, "ClientStream"),
+        json!({"message": expected.join(",")})
+    );
     let bidi = call(&gateway, "Bidi");
     assert_eq!(bidi, json!({"messages": 200, "last": "MESSAGE 199"}));
 }
@@ -100,7 +112,10 @@ fn errors_of_the_backend_come_through_and_hurt_nobody() {
     let fail = call(&gateway, "Fail");
     assert_eq!(fail["code"], "FAILED_PRECONDITION");
     assert_eq!(fail["details"], "not \u{fc} now %");
-    assert_eq!(call(&gateway, "Many"), json!({"OK": 200, "FAILED_PRECONDITION": 100}));
+    assert_eq!(
+        call(&gateway, "Many"),
+        json!({"OK": 200, "FAILED_PRECONDITION": 100})
+    );
 }
 
 #[test]
@@ -116,7 +131,10 @@ fn deadlines_end_calls_on_time() {
     assert!(theirs["took"].as_f64().unwrap() < 1.5);
     assert_eq!(call(&gateway, "Cancel"), json!({"cancelled": true}));
     // Who cancels means it: the backend is told, and nothing is in flight any more.
-    gateway.wait_metric(r#"http_requests_in_progress{method="POST",route="/test.Echo/*"}"#, |n| n == 0.0);
+    gateway.wait_metric(
+        r#"http_requests_in_progress{method="POST",route="/test.Echo/*"}"#,
+        |n| n == 0.0,
+    );
     gateway.wait_log(|line| line["statusCode"] == 499);
 }
 

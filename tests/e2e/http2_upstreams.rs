@@ -1,5 +1,6 @@
 //! HTTP/2 to backends: many requests share a connection, and none of them pays for what another one meets.
 
+use std::io::Write;
 use std::net::TcpListener;
 
 use h2::Reason;
@@ -26,27 +27,51 @@ fn requests_of_both_protocols_share_a_connection_to_the_backend() {
             assert_eq!((answer.status, &answer.body[..]), (200, &b"well"[..]));
         }
     });
-    assert!(since.elapsed() < Duration::from_secs(2), "they went side by side");
-    assert!(upstream.connections() <= 3, "{} connections", upstream.connections());
+    assert!(
+        since.elapsed() < Duration::from_secs(2),
+        "they went side by side"
+    );
+    assert!(
+        upstream.connections() <= 3,
+        "{} connections",
+        upstream.connections()
+    );
     let seen = &upstream.seen()[0];
     assert_eq!(format!("http://{}", seen.authority), upstream.url());
-    assert_eq!((&*seen.method, &*seen.target, &*seen.scheme), ("GET", "/s/first", "http"));
+    assert_eq!(
+        (&*seen.method, &*seen.target, &*seen.scheme),
+        ("GET", "/s/first", "http")
+    );
     assert_eq!(seen.headers["x-gateway-forwarded"], "true");
-    assert!(!seen.headers.contains_key("te"), "the client did not say so");
+    assert!(
+        !seen.headers.contains_key("te"),
+        "the client did not say so"
+    );
 }
 
 #[test]
 fn bodies_go_both_ways_over_http2_on_both_sides() {
-    let upstream = Http2Upstream::start(|_| Play::Echo);
+    let upstream = Http2Upstream::start(|_| Play::Answer {
+        status: 200,
+        headers: Vec::new(),
+        pieces: vec![(Duration::ZERO, noise(1_000_000).into()); 2],
+        trailers: Vec::new(),
+    });
     let gateway = conf(&upstream).start();
-    let body = noise(2_000_000);
+    let (up, down) = (noise(2_000_000), noise(1_000_000).repeat(2));
     run(async {
         let (client, _) = Http2::connect(gateway.addr()).await;
-        let answer = client.fetch(client.request("PUT", "/s/x"), &body).await;
-        assert!(answer.unwrap().body == body);
+        let answer = client.fetch(client.request("PUT", "/s/x"), &up).await;
+        assert!(answer.unwrap().body == down);
     });
-    let response = Request::method("PUT", "/s/x").body(body.clone()).send_to(gateway.addr());
-    assert!(response.body == body, "from an HTTP/1 client");
+    let request = Request::method("PUT", "/s/x").body(up.clone());
+    assert!(
+        request.send_to(gateway.addr()).body == down,
+        "to an HTTP/1 client"
+    );
+    for seen in upstream.seen() {
+        assert!(seen.is_whole && seen.body == up);
+    }
 }
 
 #[test]
@@ -75,7 +100,10 @@ fn a_slow_request_is_504_in_time_and_its_siblings_do_not_notice() {
         let trickle = client.fetch(client.request("GET", "/s/trickle"), b"");
         let trickle = async { (trickle.await, since.elapsed()) };
         let (siblings, (hang, hung), (trickle, trickled)) = futures::join!(siblings, hang, trickle);
-        assert_eq!((hang.status, &hang.json()["code"]), (504, &json!("GATEWAY_TIMEOUT")));
+        assert_eq!(
+            (hang.status, &hang.json()["code"]),
+            (504, &json!("GATEWAY_TIMEOUT"))
+        );
         assert!((380..650).contains(&hung.as_millis()), "{hung:?}");
         assert_eq!(trickle.unwrap_err().reason(), Some(Reason::INTERNAL_ERROR));
         assert!((380..650).contains(&trickled.as_millis()), "{trickled:?}");
@@ -86,9 +114,19 @@ fn a_slow_request_is_504_in_time_and_its_siblings_do_not_notice() {
     let (status, took) = over_http1();
     assert_eq!(status, 504);
     assert!((380..650).contains(&took.as_millis()), "{took:?}");
-    let resets = || upstream.seen().iter().filter(|seen| seen.reset.is_some()).count();
+    let resets = || {
+        upstream
+            .seen()
+            .iter()
+            .filter(|seen| seen.reset.is_some())
+            .count()
+    };
     wait_until("the three streams are reset", || resets() == 3);
-    assert_eq!(upstream.connections(), 1, "one connection outlived them all");
+    assert_eq!(
+        upstream.connections(),
+        1,
+        "one connection outlived them all"
+    );
 }
 
 #[test]
@@ -99,7 +137,10 @@ fn a_backend_that_does_not_take_a_body_is_to_blame() {
         let (client, _) = Http2::connect(gateway.addr()).await;
         let since = Instant::now();
         let body = vec![b'x'; 1_000_000];
-        let answer = client.fetch(client.request("POST", "/s/x"), &body).await.unwrap();
+        let answer = client
+            .fetch(client.request("POST", "/s/x"), &body)
+            .await
+            .unwrap();
         assert_eq!(answer.status, 504);
         assert!((380..1500).contains(&since.elapsed().as_millis()));
     });
@@ -148,7 +189,9 @@ fn what_was_not_processed_is_sent_again_whatever_it_is() {
     let gateway = conf(&begun).start();
     run(async {
         let (client, _) = Http2::connect(gateway.addr()).await;
-        let answer = client.fetch(client.request("POST", "/s/x"), b"payment").await;
+        let answer = client
+            .fetch(client.request("POST", "/s/x"), b"payment")
+            .await;
         assert_eq!(answer.unwrap().status, 502);
     });
     assert_eq!(begun.seen().len(), 1);
@@ -169,13 +212,20 @@ fn a_backend_that_goes_away_in_order_costs_no_request() {
                 raw.frame(&Frame::new(GOAWAY, 0, 0, goaway));
                 raw.closes(Duration::from_secs(5));
             } else {
-                raw.frame(&Frame::new(HEADERS, END_HEADERS | END_STREAM, head.stream, [0x88]));
+                raw.frame(&Frame::new(
+                    HEADERS,
+                    END_HEADERS | END_STREAM,
+                    head.stream,
+                    [0x88],
+                ));
                 raw.closes(Duration::from_secs(1));
             }
         }
     });
     let gateway = Conf::of(&[url]).service("http2", "true").start();
-    let response = Request::method("POST", "/s/x").body("payment").send_to(gateway.addr());
+    let response = Request::method("POST", "/s/x")
+        .body("payment")
+        .send_to(gateway.addr());
     assert_eq!(response.status, 200);
     drop(gateway);
     backend.join().unwrap();
@@ -185,16 +235,27 @@ fn a_backend_that_goes_away_in_order_costs_no_request() {
 fn health_is_asked_over_http2_as_well() {
     let upstream = Http2Upstream::start(|_| Play::ok("well"));
     let gateway = conf(&upstream).top("health", "{ interval: 100ms }").start();
-    gateway.wait_metric(r#"upstream_healthy_instances{service="s"}"#, |healthy| healthy == 1.0);
+    gateway.wait_metric(r#"upstream_healthy_instances{service="s"}"#, |healthy| {
+        healthy == 1.0
+    });
     assert_eq!(Request::get("/s/x").send_to(gateway.addr()).status, 200);
 }
 
 #[test]
 fn a_backend_that_speaks_only_http1_is_502() {
-    let upstream = Upstream::start();
-    let gateway = Conf::of(&[upstream.url()]).service("http2", "true").start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let backend = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+    });
+    let gateway = Conf::of(&[url])
+        .service("http2", "true")
+        .top("retry", "{ max_retries: 0 }")
+        .start();
     let status = Request::get("/s/x").send_to(gateway.addr()).status;
     assert!(matches!(status, 502 | 503), "{status}");
+    backend.join().unwrap();
 }
 
 #[test]
@@ -212,12 +273,19 @@ fn trailers_come_through_and_te_is_said_only_to_http2_backends() {
         let request = || client.request("GET", "/s/x").header("te", "trailers");
         let answer = client.fetch(request(), b"").await.unwrap();
         assert_eq!(answer.trailers.unwrap()["x-sum"], "1");
-        let answer = client.fetch(client.request("GET", "/old/x").header("te", "trailers"), b"");
+        let answer = client.fetch(
+            client.request("GET", "/old/x").header("te", "trailers"),
+            b"",
+        );
         assert_eq!(answer.await.unwrap().status, 200);
     });
     assert_eq!(upstream.seen()[0].headers["te"], "trailers");
     assert_eq!(old.wait_requests(1)[0].header("te"), None);
-    assert_eq!(Request::get("/s/x").send_to(gateway.addr()).status, 200, "without them");
+    assert_eq!(
+        Request::get("/s/x").send_to(gateway.addr()).status,
+        200,
+        "without them"
+    );
 }
 
 #[test]
@@ -233,7 +301,10 @@ fn a_stream_is_cut_when_its_caller_is_revoked_and_its_siblings_go_on() {
         _ => Play::slow(&[(Duration::from_millis(1500), "well")]),
     });
     let gateway = conf(&upstream)
-        .top("redis", &format!("{{ host: 127.0.0.1, port: {} }}", redis.addr().port()))
+        .top(
+            "redis",
+            &format!("{{ host: 127.0.0.1, port: {} }}", redis.addr().port()),
+        )
         .and_route("{ path: /own/*, service: s, auth: token, timeout: 20s, idle_timeout: 5s }")
         .start();
     let token = token::customer();
@@ -248,7 +319,13 @@ fn a_stream_is_cut_when_its_caller_is_revoked_and_its_siblings_go_on() {
             let client = client.clone();
             async move { client.get("/s/sibling").await.status }
         });
-        redis.command(&["SET", &format!("session:blacklist:{token}"), "1", "EX", "60"]);
+        redis.command(&[
+            "SET",
+            &format!("session:blacklist:{token}"),
+            "1",
+            "EX",
+            "60",
+        ]);
         let since = Instant::now();
         let end = loop {
             match body.data().await {

@@ -6,7 +6,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -105,10 +105,18 @@ impl Session {
         if self.cut.is_over_here() {
             return Poll::Ready(Err(over()));
         }
-        self.body.poll_data(cx).map(|data| {
-            data.transpose()
-                .map_err(|e| broken(e, ErrorType::ReadError))
-        })
+        // An empty frame is no piece of a body: Pingora would write it to an HTTP/1 backend as the chunk that ends it, and the
+        // end behind it once more, in front of the next request. h2 bounds how many there may be.
+        loop {
+            let data = match ready!(self.body.poll_data(cx)) {
+                None => return Poll::Ready(Ok(None)),
+                Some(Err(e)) => return Poll::Ready(Err(broken(e, ErrorType::ReadError))),
+                Some(Ok(data)) => data,
+            };
+            if !data.is_empty() {
+                return Poll::Ready(Ok(Some(data)));
+            }
+        }
     }
 
     /// Ready when nobody waits for the answer any more, or its time is over.

@@ -89,11 +89,14 @@ impl Http2 {
         body: &[u8],
     ) -> Result<Answer, h2::Error> {
         let (answer, mut stream) = self.begin(request, body.is_empty()).await;
-        if !body.is_empty() {
-            // A refusal may come before the body is taken.
-            let _ = send_all(&mut stream, Bytes::copy_from_slice(body), true).await;
-        }
-        whole(answer.await?).await
+        let sent = async {
+            if !body.is_empty() {
+                // A refusal may come before the body is taken.
+                let _ = send_all(&mut stream, Bytes::copy_from_slice(body), true).await;
+            }
+        };
+        let answer = async { whole(answer.await?).await };
+        futures::join!(sent, answer).1
     }
 
     pub async fn get(&self, target: &str) -> Answer {

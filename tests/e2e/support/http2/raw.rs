@@ -54,7 +54,12 @@ impl Frame {
 
     pub fn bytes(&self) -> Vec<u8> {
         let len = (self.payload.len() as u32).to_be_bytes();
-        let head = [&len[1..], &[self.kind, self.flags], &self.stream.to_be_bytes()].concat();
+        let head = [
+            &len[1..],
+            &[self.kind, self.flags],
+            &self.stream.to_be_bytes(),
+        ]
+        .concat();
         [head, self.payload.clone()].concat()
     }
 
@@ -190,7 +195,9 @@ impl Raw {
         let mut raw = Self::tcp(addr);
         raw.send(PREFACE);
         raw.frame(&Frame::new(SETTINGS, 0, 0, settings));
-        raw.wait("the server's SETTINGS", |f| f.kind == SETTINGS && f.flags == 0);
+        raw.wait("the server's SETTINGS", |f| {
+            f.kind == SETTINGS && f.flags == 0
+        });
         raw.frame(&Frame::new(SETTINGS, ACK, 0, []));
         raw.wait("an ACK", |f| f.kind == SETTINGS && f.flags == ACK);
         raw

@@ -163,7 +163,11 @@ async fn serve(stream: tokio::net::TcpStream, shared: Arc<Shared>) {
             method: request.method().to_string(),
             target: request.uri().path_and_query().expect("a path").to_string(),
             scheme: request.uri().scheme_str().unwrap_or_default().to_owned(),
-            authority: request.uri().authority().map(|a| a.to_string()).unwrap_or_default(),
+            authority: request
+                .uri()
+                .authority()
+                .map(|a| a.to_string())
+                .unwrap_or_default(),
             headers: request.headers().clone(),
             is_whole: request.body().is_end_stream(),
             ..Seen::default()
