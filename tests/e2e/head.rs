@@ -257,11 +257,6 @@ fn malformed_heads() -> Vec<(&'static str, Vec<u8>, u16)> {
             raw(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
             400,
         ),
-        (
-            "an HTTP/2 preface",
-            raw(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
-            505,
-        ),
         ("SSH", raw(b"SSH-2.0-OpenSSH_9.6\r\n"), 400),
         (
             "a PROXY protocol line",

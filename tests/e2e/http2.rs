@@ -450,11 +450,14 @@ fn idle_connections_and_slow_heads_have_their_time() {
         "idle"
     );
 
-    // A header block that trickles, with a request in flight beside it.
+    // A header block that trickles, on a connection that has been of use.
     let mut slow = Raw::connect(gateway.addr());
+    slow.frame(&headers(1, END_STREAM | END_HEADERS, &get("/s/x")));
+    slow.wait("an answer", |f| f.kind == HEADERS);
     let since = Instant::now();
-    let whole = headers(1, END_STREAM | END_HEADERS, &get("/s/x")).bytes();
-    for octet in &whole[..40] {
+    let whole = headers(3, END_STREAM | END_HEADERS, &get("/s/x")).bytes();
+    slow.send(&whole[..10]);
+    for octet in &whole[10..50] {
         slow.send(&[*octet]);
         if slow
             .read(Duration::from_millis(50))
