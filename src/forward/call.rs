@@ -2,7 +2,6 @@
 //! deadline, as any request.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
+use pingora::protocols::l4::socket::SocketAddr as Address;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
 use tokio::time::timeout;
@@ -86,7 +86,7 @@ impl Caller {
     }
 
     async fn try_all(&self, question: &Question<'_>, permit: Permit) -> Result<Answer, NoAnswer> {
-        let mut tried: Vec<SocketAddr> = Vec::new();
+        let mut tried: Vec<Address> = Vec::new();
         let mut retries = 0;
         let affinity = Affinity {
             headers: question.fields,
@@ -114,7 +114,7 @@ impl Caller {
                 return Err(NoAnswer);
             }
             attempt.failed(failure, now);
-            tried.push(attempt.member.address);
+            tried.push(attempt.member.address.clone());
             let left = question.until.saturating_duration_since(now);
             let case = Case {
                 failure,

@@ -1,12 +1,12 @@
 //! One request's dealings with its service: the breaker's permit, a slot among what is in flight, and the attempts, one
 //! after another, within the request's one deadline.
 
-use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, StatusCode};
+use pingora::protocols::l4::socket::SocketAddr as Address;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
 use pingora_proxy::Session;
@@ -38,7 +38,7 @@ pub struct Exchange {
     /// The instance of the last attempt.
     last: Option<Arc<str>>,
     /// Instances that failed this request.
-    tried: Vec<SocketAddr>,
+    tried: Vec<Address>,
     /// Where the earlier attempts went, and why they ended.
     ended: Vec<(Arc<str>, Failure)>,
     /// Before the next attempt.
@@ -282,6 +282,13 @@ impl Exchange {
         Some(error.into_up())
     }
 
+    /// Why its client was given up, if it was.
+    pub fn client_fault(&self) -> Option<Box<Error>> {
+        let slow = "the client took its answer too slowly";
+        let is_slow = self.cut.client_is_slow();
+        is_slow.then(|| Error::explain(ErrorType::WriteTimedout, slow).into_down())
+    }
+
     /// For who may end it from elsewhere.
     pub fn cut(&self) -> &Arc<Cut> {
         &self.cut
@@ -329,7 +336,7 @@ impl Exchange {
             return false;
         };
         if !self.tried.contains(&member.address) {
-            self.tried.push(member.address);
+            self.tried.push(member.address.clone());
         }
         let case = Case {
             failure,

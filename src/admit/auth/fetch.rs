@@ -38,6 +38,10 @@ impl Fetch {
         if authority.as_str().contains('@') {
             return Err("credentials do not belong in a URL".to_owned());
         }
+        // Without a name Pingora would verify no certificate.
+        if authority.host().is_empty() {
+            return Err(bad());
+        }
         let host = authority.host().trim_matches(['[', ']']).to_owned();
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
         let path = uri

@@ -42,7 +42,7 @@ impl Attempt {
 
     /// The peer to send the request to. Only the connection has a time-out here: [`crate::connection::Cut`] has the rest.
     pub fn peer(&self, connect: Duration) -> Box<HttpPeer> {
-        let mut peer = Box::new(self.member.instance.peer(self.member.address));
+        let mut peer = Box::new(self.member.instance.peer(&self.member.address));
         let options = &mut peer.options;
         options.connection_timeout = Some(connect);
         options.total_connection_timeout = Some(connect);

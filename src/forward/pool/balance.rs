@@ -2,20 +2,18 @@
 //! gentle with an instance that has just come back: whose key it is does not change for a while.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderName};
-use pingora::protocols::l4::socket::SocketAddr as AnyAddr;
+use pingora::protocols::l4::socket::SocketAddr as Address;
 use pingora_load_balancing::selection::consistent::KetamaHashing;
 use pingora_load_balancing::selection::{BackendIter, BackendSelection};
 use pingora_load_balancing::{Backend, Extensions};
 use serde::{Deserialize, Serialize};
 
-use super::inet;
 use super::members::{Candidate, Member, View};
 use crate::config::{self, Problems};
 
@@ -148,7 +146,7 @@ impl Balance {
         let backends: BTreeSet<Backend> = all
             .iter()
             .map(|member| Backend {
-                addr: AnyAddr::Inet(member.address),
+                addr: Address::Inet(member.ring_key),
                 weight: member.instance.weight / divisor,
                 ext: Extensions::new(),
             })
@@ -181,7 +179,7 @@ impl Balance {
     pub fn choose_another(
         &self,
         view: &View,
-        tried: &[SocketAddr],
+        tried: &[Address],
         now: Instant,
         now_ms: u32,
     ) -> Option<Arc<Member>> {
@@ -296,10 +294,11 @@ impl Balance {
         let mut ring = view.ring.as_ref()?.iter(self.key(affinity));
         let mut first = None;
         for _ in 0..MOST_POINTS {
-            let Some(address) = ring.next().and_then(|backend| inet(&backend.addr)) else {
+            let Some(backend) = ring.next() else {
                 break;
             };
-            let Some(candidate) = view.open.iter().find(|c| c.member.address == address) else {
+            let is_here = |c: &&Candidate| backend.addr.as_inet() == Some(&c.member.ring_key);
+            let Some(candidate) = view.open.iter().find(is_here) else {
                 continue;
             };
             let bound = (BOUND * mean * candidate.weight).ceil().max(NEVER_TOO_MANY);

@@ -1,20 +1,24 @@
 //! Which instances answer: active checks, in a rhythm of our own.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use http::header::HOST;
+use parking_lot::Mutex;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
+use pingora::protocols::l4::socket::SocketAddr as Address;
 use pingora_load_balancing::Backend;
 use pingora_load_balancing::health_check::HealthCheck;
 use serde::{Deserialize, Serialize};
 
-use super::members::Members;
+use super::Pool;
+use super::members::{Members, text_of};
 use super::names::Instance;
-use super::{Pool, inet};
 use crate::config::{self, Problems};
+use crate::forward::verdict;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -43,7 +47,12 @@ pub struct Check {
     /// Shared by all services: each one of its own would read the system's certificates again.
     connector: Arc<Connector>,
     members: Arc<Members>,
+    /// Why instances failed their last check, for the log: told when they are set aside.
+    faults: Mutex<HashMap<Address, String>>,
 }
+
+/// More than so many are not kept: an instance may be gone before its fault is told.
+const MOST_FAULTS: usize = 1000;
 
 impl Default for HealthConfig {
     fn default() -> Self {
@@ -106,19 +115,15 @@ impl Check {
             unhealthy: health.unhealthy,
             connector: connector.clone(),
             members: members.clone(),
+            faults: Mutex::default(),
         })
     }
-}
 
-#[async_trait]
-impl HealthCheck for Check {
-    async fn check(&self, target: &Backend) -> pingora::Result<()> {
-        let (Some(address), Some(instance)) =
-            (inet(&target.addr), target.ext.get::<Arc<Instance>>())
-        else {
+    async fn ask(&self, target: &Backend) -> pingora::Result<()> {
+        let Some(instance) = target.ext.get::<Arc<Instance>>() else {
             return Ok(());
         };
-        let mut peer = instance.peer(address);
+        let mut peer = instance.peer(&target.addr);
         peer.options.connection_timeout = Some(self.timeout);
         peer.options.total_connection_timeout = Some(self.timeout);
         let (mut session, _) = self.connector.get_http_session(&peer).await?;
@@ -139,17 +144,32 @@ impl HealthCheck for Check {
         }
     }
 
+    fn remember(&self, address: &Address, fault: String) {
+        let mut faults = self.faults.lock();
+        if faults.len() >= MOST_FAULTS {
+            faults.clear();
+        }
+        faults.insert(address.clone(), fault);
+    }
+}
+
+#[async_trait]
+impl HealthCheck for Check {
+    async fn check(&self, target: &Backend) -> pingora::Result<()> {
+        let outcome = self.ask(target).await;
+        outcome.inspect_err(|e| self.remember(&target.addr, verdict::cause(e)))
+    }
+
     async fn health_status_change(&self, target: &Backend, healthy: bool) {
         let Self { service, .. } = self;
-        if let Some(address) = inet(&target.addr) {
-            self.members.set_health(address, healthy);
-        }
+        self.members.set_health(&target.addr, healthy);
+        let instance = text_of(&target.addr);
         match healthy {
-            true => log::info!(
-                "service {service}: instance {} is healthy again",
-                target.addr
-            ),
-            false => log::warn!("service {service}: instance {} is not healthy", target.addr),
+            true => log::info!("service {service}: instance {instance} is healthy again"),
+            false => {
+                let fault = self.faults.lock().remove(&target.addr).unwrap_or_default();
+                log::warn!("service {service}: instance {instance} is not healthy: {fault}");
+            }
         }
     }
 

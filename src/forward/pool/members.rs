@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use pingora::protocols::l4::socket::SocketAddr as Address;
 use pingora_load_balancing::Backend;
+use sha2::{Digest, Sha256};
 
 use super::balance::{Balance, Ring, Turns};
-use super::inet;
 use super::latency::Latency;
 use super::names::Instance;
 use super::outlier::{Outlier, Reason};
@@ -21,7 +22,10 @@ use crate::observe::registry::ServiceMetrics;
 
 /// One address of a service.
 pub struct Member {
-    pub address: SocketAddr,
+    pub address: Address,
+    /// It stands on the ring with this: its address, or what stands in for a Unix-domain socket's, of which the ring
+    /// knows nothing.
+    pub ring_key: SocketAddr,
     /// For the log.
     pub text: Arc<str>,
     pub instance: Arc<Instance>,
@@ -145,11 +149,11 @@ impl Members {
     }
 
     /// Takes over what all checks so far come to.
-    pub fn agree_with(&self, passes: impl Fn(SocketAddr) -> bool) {
+    pub fn agree_with(&self, passes: impl Fn(&Address) -> bool) {
         let now = Instant::now();
         let all = self.all.lock();
         for member in all.iter() {
-            member.standing.lock().checked(passes(member.address), now);
+            member.standing.lock().checked(passes(&member.address), now);
         }
         self.publish(&all, self.ring(), now);
     }
@@ -182,17 +186,16 @@ impl Members {
         let first_time = all.is_empty();
         let before = std::mem::take(&mut *all);
         for backend in found {
-            let (Some(address), Some(instance)) =
-                (inet(&backend.addr), backend.ext.get::<Arc<Instance>>())
-            else {
+            let Some(instance) = backend.ext.get::<Arc<Instance>>() else {
                 continue;
             };
-            let here: Vec<&Arc<Member>> = before.iter().filter(|m| m.address == address).collect();
+            let address = &backend.addr;
+            let here: Vec<&Arc<Member>> = before.iter().filter(|m| m.address == *address).collect();
             let known = here.iter().find(|m| Arc::ptr_eq(&m.instance, instance));
             all.push(known.map_or_else(
                 || {
                     let returned = (!first_time).then_some(now);
-                    let member = Member::new(address, instance.clone(), returned, now);
+                    let member = Member::new(address.clone(), instance.clone(), returned, now);
                     // Another weight, say, does not make it well.
                     if let Some(before) = here.first() {
                         *member.standing.lock() = *before.standing.lock();
@@ -206,10 +209,10 @@ impl Members {
     }
 
     /// What an active check found.
-    pub fn set_health(&self, address: SocketAddr, passes_checks: bool) {
+    pub fn set_health(&self, address: &Address, passes_checks: bool) {
         let now = Instant::now();
         let all = self.all.lock();
-        if let Some(member) = all.iter().find(|member| member.address == address) {
+        if let Some(member) = all.iter().find(|member| member.address == *address) {
             member.standing.lock().checked(passes_checks, now);
         }
         self.publish(&all, self.ring(), now);
@@ -358,6 +361,29 @@ impl Standing {
     }
 }
 
+/// The same in every process that has the same configuration.
+fn ring_key(address: &Address) -> SocketAddr {
+    match address {
+        Address::Inet(address) => *address,
+        Address::Unix(_) => {
+            let digest = Sha256::digest(text_of(address));
+            let mut octets = [0; 16];
+            octets.copy_from_slice(&digest[..16]);
+            // Among the addresses that are nobody's but a site's own (RFC 4193).
+            octets[0] = 0xfd;
+            SocketAddr::from((octets, 0))
+        }
+    }
+}
+
+/// As the log, the metrics and the configuration name an address.
+pub fn text_of(address: &Address) -> String {
+    match address {
+        Address::Inet(address) => address.to_string(),
+        Address::Unix(_) => format!("unix:{address}"),
+    }
+}
+
 // === impl View ===
 
 impl View {
@@ -370,14 +396,15 @@ impl View {
 
 impl Member {
     pub fn new(
-        address: SocketAddr,
+        address: Address,
         instance: Arc<Instance>,
         returned: Option<Instant>,
         now: Instant,
     ) -> Self {
         Self {
+            text: text_of(&address).into(),
+            ring_key: ring_key(&address),
             address,
-            text: address.to_string().into(),
             instance,
             in_flight: AtomicU32::new(0),
             unanswered: AtomicU32::new(0),

@@ -12,15 +12,15 @@ mod names;
 mod outlier;
 mod parts;
 mod settings;
+mod tls;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use pingora::connectors::http::Connector;
-use pingora::protocols::l4::socket::SocketAddr as AnyAddr;
+use pingora::protocols::l4::socket::SocketAddr as Address;
 use pingora_load_balancing::Backends;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,7 @@ use names::{Instance, Known, Names, compile_instances};
 pub use outlier::OutlierConfig;
 pub use parts::{Connectors, Defaults, Parts};
 use settings::Settings;
+pub use tls::TlsConfig;
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -50,6 +51,8 @@ pub struct ServiceConfig {
     pub url: Option<String>,
     /// Instances with weights, instead of `url`.
     pub instances: Vec<InstanceConfig>,
+    /// For `https` instances.
+    pub tls: Option<TlsConfig>,
     /// The whole time for an answer, for routes that name none.
     pub timeout: Option<TimeoutConfig>,
     pub breaker: BreakerOverrides,
@@ -216,6 +219,7 @@ impl Pool {
         let ServiceConfig {
             url,
             instances,
+            tls,
             timeout: _, // `Pools::compile` took it
             breaker,
             retry,
@@ -225,7 +229,8 @@ impl Pool {
             overload,
             http2,
         } = config;
-        let mut instances = compile_instances(&place, url, instances, http2, problems);
+        let tls = tls.map(|tls| tls.compile(&format!("{place}.tls"), problems));
+        let mut instances = compile_instances(&place, url, instances, tls, http2, problems);
         if let Some(before) = before.filter(|before| settings.reaches_as(&before.settings)) {
             before.lend_instances(&mut instances);
         }
@@ -307,7 +312,7 @@ impl Pool {
     /// When no instance is known.
     pub fn attempt(
         self: &Arc<Self>,
-        tried: &[SocketAddr],
+        tried: &[Address],
         affinity: &Affinity<'_>,
         now: Instant,
     ) -> Result<Attempt, NoInstance> {
@@ -324,7 +329,7 @@ impl Pool {
     }
 
     /// Whether an instance is left that may be chosen and that `tried` does not name.
-    pub fn has_another(&self, tried: &[SocketAddr], now: Instant) -> bool {
+    pub fn has_another(&self, tried: &[Address], now: Instant) -> bool {
         let view = self.members.view(now);
         view.open
             .iter()
@@ -380,10 +385,10 @@ impl Pool {
         // Before that an instance counts as its predecessor did, which these checks know nothing of.
         if self.rounds.fetch_add(1, Relaxed) + 1 >= self.health.unhealthy {
             let all = self.backends.get_backend();
-            let failing: Vec<SocketAddr> = all
+            let failing: Vec<&Address> = all
                 .iter()
                 .filter(|backend| !self.backends.ready(backend))
-                .filter_map(|backend| inet(&backend.addr))
+                .map(|backend| &backend.addr)
                 .collect();
             self.members
                 .agree_with(|address| !failing.contains(&address));
@@ -408,10 +413,6 @@ impl Pool {
         tokio::time::sleep(INTERVAL).await;
         self.members.judge(Instant::now());
     }
-}
-
-fn inet(address: &AnyAddr) -> Option<SocketAddr> {
-    address.as_inet().copied()
 }
 
 /// Give or take a tenth.

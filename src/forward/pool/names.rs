@@ -1,7 +1,8 @@
-//! Where a service's instances are: names, resolved here and never on the path of a request.
+//! Where a service's instances are: Unix-domain sockets, and names, which are resolved here and never on the path of a
+//! request.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::os::unix::net::SocketAddr as SocketPath;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,12 +10,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use http::{HeaderValue, Uri};
 use parking_lot::Mutex;
-use pingora::protocols::l4::socket::SocketAddr as AnyAddr;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::protocols::l4::socket::SocketAddr as Address;
+use pingora::upstreams::peer::{HttpPeer, PeerOptions, Scheme};
 use pingora_load_balancing::discovery::ServiceDiscovery;
 use pingora_load_balancing::{Backend, Extensions};
 use serde::{Deserialize, Serialize};
 
+use super::tls::{Tls, is_name};
 use crate::config::Problems;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -28,15 +30,31 @@ pub struct InstanceConfig {
 /// A configured instance. A name that resolves to several addresses is several backends with one of these.
 #[derive(Debug)]
 pub struct Instance {
-    pub host: String,
-    pub port: u16,
-    pub tls: bool,
+    place: Place,
+    tls: Option<Verified>,
     pub http2: bool,
     pub weight: usize,
     /// What `Host` carries to it.
     pub authority: HeaderValue,
     /// Whether the name could be resolved the last time: a change is worth a line in the log.
-    pub resolved: AtomicBool,
+    resolved: AtomicBool,
+}
+
+#[derive(Debug, PartialEq)]
+enum Place {
+    Host {
+        name: String,
+        port: u16,
+    },
+    /// A Unix-domain socket, which needs no resolving.
+    Socket(Address),
+}
+
+/// Its certificate must be for this name.
+#[derive(Debug)]
+struct Verified {
+    name: Box<str>,
+    tls: Arc<Tls>,
 }
 
 /// Resolves the instances' names. A name that cannot be resolved keeps the addresses that it had.
@@ -47,7 +65,9 @@ pub struct Names {
 }
 
 /// Where the instances were the last time.
-pub type Known = Mutex<Vec<(SocketAddr, Arc<Instance>)>>;
+pub type Known = Mutex<Vec<(Address, Arc<Instance>)>>;
+
+const FORMS: &str = "write http://host:port, https://host:port or unix:/path";
 
 fn one() -> usize {
     1
@@ -57,6 +77,7 @@ pub fn compile_instances(
     place: &str,
     url: Option<String>,
     instances: Vec<InstanceConfig>,
+    tls: Option<Tls>,
     http2: bool,
     problems: &mut Problems,
 ) -> Vec<Arc<Instance>> {
@@ -83,16 +104,18 @@ pub fn compile_instances(
     if listed.is_empty() {
         problems.add(place, "has neither `url` nor `instances`");
     }
+    let is_for_nothing = tls.is_some();
+    let tls = Arc::new(tls.unwrap_or_default());
     let mut compiled: Vec<Arc<Instance>> = Vec::new();
     for (place, url, weight) in listed {
         if !(1..=1000).contains(&weight) {
             problems.add(format!("{place}.weight"), "must be from 1 to 1000");
         }
-        match Instance::parse(&url, weight, http2) {
+        match Instance::parse(&url, weight, &tls, http2) {
             Ok(instance)
                 if compiled
                     .first()
-                    .is_some_and(|first| first.tls != instance.tls) =>
+                    .is_some_and(|first| first.is_tls() != instance.is_tls()) =>
             {
                 problems.add(
                     place,
@@ -103,22 +126,31 @@ pub fn compile_instances(
             Err(fault) => problems.add(place, fault),
         }
     }
+    if is_for_nothing && compiled.iter().any(|instance| !instance.is_tls()) {
+        problems.add(
+            format!("{place}.tls"),
+            "is for https instances, and this service has none",
+        );
+    }
     compiled
 }
 
 // === impl Instance ===
 
 impl Instance {
-    fn parse(url: &str, weight: usize, http2: bool) -> Result<Self, String> {
+    fn parse(url: &str, weight: usize, tls: &Arc<Tls>, http2: bool) -> Result<Self, String> {
+        if let Some(path) = url.strip_prefix("unix:") {
+            return Self::at_socket(path, weight, http2);
+        }
         if url.contains('@') {
             return Err("credentials do not belong in a URL".to_owned());
         }
         let bad = |why: &str| format!("`{url}` is not the URL of an instance: {why}");
-        let uri: Uri = url.parse().map_err(|_| bad("write http://host:port"))?;
-        let tls = match uri.scheme_str() {
+        let uri: Uri = url.parse().map_err(|_| bad(FORMS))?;
+        let is_tls = match uri.scheme_str() {
             Some("http") => false,
             Some("https") => true,
-            _ => return Err(bad("write http://host:port")),
+            _ => return Err(bad(FORMS)),
         };
         let authority = uri.authority().ok_or_else(|| bad("it has no host"))?;
         if authority.host().is_empty() {
@@ -131,17 +163,41 @@ impl Instance {
         if !matches!(uri.path_and_query().map(|p| p.as_str()), None | Some("/")) {
             return Err(bad("a path does not belong here, routes have a `target`"));
         }
-        let host = authority.host().trim_matches(['[', ']']).to_owned();
-        let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        let name = authority.host().trim_matches(['[', ']']).to_owned();
+        let verified = Verified {
+            name: tls.name_for(&name),
+            tls: tls.clone(),
+        };
+        if is_tls && !is_name(&verified.name) {
+            return Err(bad("no certificate can be for its host"));
+        }
+        let port = authority.port_u16();
+        let port = port.unwrap_or(if is_tls { 443 } else { 80 });
         let authority =
             HeaderValue::from_str(authority.as_str()).map_err(|_| bad("the host is not ASCII"))?;
         Ok(Self {
-            host,
-            port,
-            tls,
+            place: Place::Host { name, port },
+            tls: is_tls.then_some(verified),
             http2,
             weight,
             authority,
+            resolved: AtomicBool::new(true),
+        })
+    }
+
+    fn at_socket(path: &str, weight: usize, http2: bool) -> Result<Self, String> {
+        let bad = |why: &str| format!("`unix:{path}` is not a Unix-domain socket: {why}");
+        if !path.starts_with('/') || path.starts_with("//") {
+            return Err(bad("write unix:/path/to/its.sock"));
+        }
+        let path = SocketPath::from_pathname(path).map_err(|e| bad(&e.to_string()))?;
+        Ok(Self {
+            place: Place::Socket(Address::Unix(path)),
+            tls: None,
+            http2,
+            weight,
+            // As other clients of such sockets have it: a path is no host.
+            authority: HeaderValue::from_static("localhost"),
             resolved: AtomicBool::new(true),
         })
     }
@@ -151,30 +207,40 @@ impl Instance {
     /// Whether the file says the same of both. How services are reached beside this is compared before.
     pub fn is_same(&self, other: &Self) -> bool {
         let Self {
-            host,
-            port,
+            place,
             tls,
-            http2,
+            http2: _,
             weight,
             authority,
             resolved: _,
         } = self;
-        let same_place = *host == other.host && *port == other.port && *tls == other.tls;
-        let same_place = same_place && *http2 == other.http2;
+        let same_place = *place == other.place && tls.is_some() == other.tls.is_some();
         same_place && *weight == other.weight && *authority == other.authority
     }
 
-    /// The instance at one of its addresses. A certificate must be for its name.
-    pub fn peer(&self, address: SocketAddr) -> HttpPeer {
-        let sni = match self.tls {
-            true => self.host.clone(),
-            false => String::new(),
+    /// The instance at one of its addresses: the one place where a connection to a backend is described.
+    pub fn peer(&self, address: &Address) -> HttpPeer {
+        let mut peer = HttpPeer {
+            _address: address.clone(),
+            scheme: Scheme::from_tls_bool(self.is_tls()),
+            sni: String::new(),
+            proxy: None,
+            client_cert_key: None,
+            group_key: 0,
+            options: PeerOptions::new(),
         };
-        let mut peer = HttpPeer::new(address, self.tls, sni);
+        if let Some(Verified { name, tls }) = &self.tls {
+            peer.sni.push_str(name);
+            tls.equip(&mut peer);
+        }
         if self.http2 {
             speak_http2(&mut peer);
         }
         peer
+    }
+
+    fn is_tls(&self) -> bool {
+        self.tls.is_some()
     }
 }
 
@@ -204,19 +270,33 @@ impl Names {
         }
     }
 
-    fn resolved(&self, instance: &Instance) {
-        if !instance.resolved.swap(true, Ordering::Relaxed) {
-            let (service, host) = (&self.service, &instance.host);
-            log::info!("service {service}: `{host}` is resolved again");
-        }
-    }
-
-    fn not_resolved(&self, instance: &Instance, e: &std::io::Error) {
-        if instance.resolved.swap(false, Ordering::Relaxed) {
-            let (service, host) = (&self.service, &instance.host);
-            log::warn!(
-                "service {service}: `{host}` cannot be resolved, its known addresses stay: {e}"
-            );
+    /// The addresses of one instance, or those it had when they cannot be found.
+    async fn addresses_of(
+        &self,
+        instance: &Arc<Instance>,
+        before: &[(Address, Arc<Instance>)],
+    ) -> Vec<Address> {
+        let (name, port) = match &instance.place {
+            Place::Host { name, port } => (name.as_str(), *port),
+            Place::Socket(address) => return vec![address.clone()],
+        };
+        let service = &self.service;
+        match tokio::net::lookup_host((name, port)).await {
+            Ok(addresses) => {
+                if !instance.resolved.swap(true, Ordering::Relaxed) {
+                    log::info!("service {service}: `{name}` is resolved again");
+                }
+                addresses.map(Address::Inet).collect()
+            }
+            Err(e) => {
+                if instance.resolved.swap(false, Ordering::Relaxed) {
+                    log::warn!(
+                        "service {service}: `{name}` cannot be resolved, its known addresses stay: {e}"
+                    );
+                }
+                let kept = before.iter().filter(|(_, of)| Arc::ptr_eq(of, instance));
+                kept.map(|(address, _)| address.clone()).collect()
+            }
         }
     }
 }
@@ -225,30 +305,21 @@ impl Names {
 impl ServiceDiscovery for Names {
     async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
         let before = self.known.lock().clone();
-        let mut now: Vec<(SocketAddr, Arc<Instance>)> = Vec::new();
+        let mut now: Vec<(Address, Arc<Instance>)> = Vec::new();
         for instance in &self.instances {
-            match tokio::net::lookup_host((instance.host.as_str(), instance.port)).await {
-                Ok(addresses) => {
-                    self.resolved(instance);
-                    now.extend(addresses.map(|address| (address, instance.clone())));
-                }
-                Err(e) => {
-                    self.not_resolved(instance, &e);
-                    let kept = before.iter().filter(|(_, of)| Arc::ptr_eq(of, instance));
-                    now.extend(kept.cloned());
-                }
-            }
+            let addresses = self.addresses_of(instance, &before).await;
+            now.extend(addresses.into_iter().map(|a| (a, instance.clone())));
         }
         // One address may stand behind two names; the first of them has it.
         let mut seen = HashSet::new();
-        now.retain(|(address, _)| seen.insert(*address));
+        now.retain(|(address, _)| seen.insert(address.clone()));
         let backends = now
             .iter()
             .map(|(address, instance)| {
                 let mut ext = Extensions::new();
                 ext.insert(instance.clone());
                 Backend {
-                    addr: AnyAddr::Inet(*address),
+                    addr: address.clone(),
                     weight: instance.weight,
                     ext,
                 }

@@ -46,24 +46,7 @@ impl Authority {
     /// A certificate of this name, for what `alternative` says (`IP:127.0.0.1`), and its key.
     #[track_caller]
     pub fn sign(&self, name: &str, alternative: &str) -> (String, String) {
-        let [cert, key, request, extension] =
-            ["pem", "key", "csr", "ext"].map(|kind| format!("{name}.{kind}"));
-        self.openssl(&[
-            "req",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-subj",
-            &format!("/CN={name}"),
-            "-keyout",
-            &key,
-            "-out",
-            &request,
-        ]);
-        let text = format!("subjectAltName={alternative}\n");
-        std::fs::write(self.path(&extension), text).expect("a file can be written");
+        let [cert, key, request, extension] = self.request(name, alternative);
         self.openssl(&[
             "x509",
             "-req",
@@ -82,6 +65,62 @@ impl Authority {
             &cert,
         ]);
         (self.path(&cert), self.path(&key))
+    }
+
+    /// One that was good for a day of the year 2020.
+    #[track_caller]
+    pub fn sign_expired(&self, name: &str, alternative: &str) -> (String, String) {
+        let [cert, key, request, extension] = self.request(name, alternative);
+        let book = "[ca]\ndefault_ca = book\n[book]\ndatabase = book.txt\nnew_certs_dir = .\nrand_serial = yes\n\
+                    default_md = sha256\npolicy = any\n[any]\ncommonName = supplied\n";
+        std::fs::write(self.path("book.cnf"), book).expect("a file can be written");
+        std::fs::write(self.path("book.txt"), "").expect("a file can be written");
+        self.openssl(&[
+            "ca",
+            "-batch",
+            "-notext",
+            "-config",
+            "book.cnf",
+            "-cert",
+            "ca.pem",
+            "-keyfile",
+            "ca.key",
+            "-startdate",
+            "20200101000000Z",
+            "-enddate",
+            "20200102000000Z",
+            "-extfile",
+            &extension,
+            "-in",
+            &request,
+            "-out",
+            &cert,
+        ]);
+        (self.path(&cert), self.path(&key))
+    }
+
+    /// The names of the certificate, the key, the request and its extensions.
+    #[track_caller]
+    fn request(&self, name: &str, alternative: &str) -> [String; 4] {
+        let names = ["pem", "key", "csr", "ext"].map(|kind| format!("{name}.{kind}"));
+        let [_, key, request, extension] = &names;
+        self.openssl(&[
+            "req",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-subj",
+            &format!("/CN={name}"),
+            "-keyout",
+            key,
+            "-out",
+            request,
+        ]);
+        let text = format!("subjectAltName={alternative}\n");
+        std::fs::write(self.path(extension), text).expect("a file can be written");
+        names
     }
 
     /// What a server is started with that has such a certificate.

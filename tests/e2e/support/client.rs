@@ -98,6 +98,17 @@ impl Connection {
         })
     }
 
+    /// Sends this again and again, from a thread of its own, until the peer closes.
+    pub fn trickle(&self, piece: &str, every: Duration) -> JoinHandle<()> {
+        let stream = self.stream.try_clone().expect("a socket can be cloned");
+        let piece = piece.as_bytes().to_vec();
+        thread::spawn(move || {
+            while (&stream).write_all(&piece).is_ok() {
+                thread::sleep(every);
+            }
+        })
+    }
+
     /// Closes it with a RST in place of a FIN.
     pub fn reset(self) {
         SockRef::from(&self.stream)

@@ -21,6 +21,7 @@ pub mod instance;
 pub mod limited;
 pub mod load;
 pub mod redis;
+pub mod relay;
 pub mod tenancy;
 pub mod token;
 pub mod upstream;
@@ -37,6 +38,7 @@ pub mod prelude {
     pub use super::instance::Instance;
     pub use super::load::{Exchange, Load, Running, Traffic, alone};
     pub use super::redis::{Cluster, Redis, Watched};
+    pub use super::relay::{Relay, Seen};
     pub use super::token::{self, KeyPair, Token};
     pub use super::upstream::{Recorded, Reply, Upstream, refused_addr};
     pub use super::wait::{wait_until, within};
