@@ -74,9 +74,9 @@ impl ProxyHttp for Gateway {
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
-        let patience = ctx.policies.times.patience;
-        session.set_read_timeout(Some(patience));
-        session.set_write_timeout(Some(patience));
+        let times = &ctx.policies.times;
+        session.set_read_timeout(Some(times.longest_gap()));
+        session.set_write_timeout(Some(times.patience));
         // A client that sends its next request early does not harm this one; `logging` sees to it that the bytes go no
         // further than here.
         session.set_pipelining_enabled(true);
@@ -338,7 +338,10 @@ impl ProxyHttp for Gateway {
                     ctx.refusal = Some(Refusal::GatewayTimeout);
                 }
             }
-            Blame::Client => exchange.abandon(),
+            Blame::Client => {
+                exchange.abandon();
+                return exchange.client_fault().unwrap_or(e);
+            }
             Blame::SlowClient => {
                 exchange.abandon();
                 ctx.refusal = Some(Refusal::RequestTimeout);

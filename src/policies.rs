@@ -16,6 +16,7 @@ use crate::admit::limits::Limits;
 use crate::admit::permissions::RoleId;
 use crate::admit::size::HeadLimits;
 use crate::admit::tenancy::Tenancy;
+use crate::connection::MinRate;
 use crate::connection::h2::Http2;
 use crate::forward::pool::Pools;
 use crate::ops::Ops;
@@ -53,6 +54,16 @@ pub struct Times {
     pub idle: Duration,
     /// Between two pieces of a request body, and to take a piece of an answer.
     pub patience: Duration,
+    /// Of bodies, both ways.
+    pub rate: Option<MinRate>,
+}
+
+impl Times {
+    /// Between two pieces of a request body: one that is too slow by itself need not be waited for any longer.
+    pub fn longest_gap(&self) -> Duration {
+        let window = self.rate.map(MinRate::window);
+        window.unwrap_or(self.patience).min(self.patience)
+    }
 }
 
 /// What runs beside the requests for as long as a part of a snapshot is in force; a part that the next snapshot shares

@@ -86,6 +86,11 @@ impl ChunkReader {
         Ok(())
     }
 
+    /// The whole body was read.
+    pub fn is_at_end(&self) -> bool {
+        self.expect == Expect::End
+    }
+
     fn next(&mut self, b: u8) -> Result<Expect, ChunkFault> {
         let is_text = |b: u8| b == b'\t' || (b >= 0x20 && b != 0x7f);
         Ok(match (self.expect, b) {

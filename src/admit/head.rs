@@ -36,6 +36,8 @@ pub struct Head {
     pub len: usize,
     /// A chunked body follows.
     pub chunked: bool,
+    /// A body of so many bytes does.
+    pub length: u64,
     /// The target is in absolute form (RFC 9112, section 3.2.2): these bytes, scheme and authority, are to be cut
     /// out of it. The authority equals `Host`.
     pub cut: Option<Range<usize>>,
@@ -220,6 +222,13 @@ impl HeadReader {
         if self.host.is_some() && !is_authority(host) {
             return Err(Malformed("Host is not a host"));
         }
+        // Nothing but digits, and not too many.
+        let digits = self
+            .content_length
+            .clone()
+            .into_iter()
+            .flat_map(|at| &buf[at]);
+        let length = digits.fold(0, |length, b| length * 10 + u64::from(b - b'0'));
         let target = &buf[self.target.clone()];
         let cut = match target[0] {
             b'/' | b'*' => None,
@@ -228,6 +237,7 @@ impl HeadReader {
         Ok(Head {
             len: self.line_start,
             chunked: self.transfer_encoding,
+            length,
             cut,
         })
     }
@@ -364,6 +374,7 @@ mod tests {
             Ok(Progress::Complete(Head {
                 len: head.len(),
                 chunked: false,
+                length: 0,
                 cut: None
             }))
         );
@@ -382,7 +393,7 @@ mod tests {
         }
         assert!(matches!(
             reader.read(head, &LIMITS),
-            Ok(Progress::Complete(_))
+            Ok(Progress::Complete(Head { length: 2, .. }))
         ));
     }
 
@@ -394,6 +405,7 @@ mod tests {
             Ok(Progress::Complete(Head {
                 len: head.len(),
                 chunked: false,
+                length: 0,
                 cut: Some(4..14)
             }))
         );

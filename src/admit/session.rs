@@ -1,6 +1,8 @@
 //! The two routes that are about a caller's tokens themselves: new ones, and none any more. Each leaves an audit line; no
 //! token stands in it. And what is open for a caller whose token ends.
 
+use std::time::Instant;
+
 use http::header::USER_AGENT;
 use http::{HeaderMap, StatusCode};
 use pingora::http::ResponseHeader;
@@ -97,11 +99,15 @@ impl Gateway {
 
     /// The head of an answer has come: if it streams, it is cut from now on when its caller is revoked.
     pub fn watch_stream(&self, session: &Session, answer: &ResponseHeader, ctx: &mut Ctx) {
-        let (Some(route), Some(caller), Some(exchange)) = (&ctx.route, &ctx.caller, &ctx.exchange)
-        else {
+        let (Some(route), Some(exchange)) = (&ctx.route, &ctx.exchange) else {
             return;
         };
-        if is_stream(route.idle_timeout, &answer.headers)
+        let has_an_end = answer.status != StatusCode::SWITCHING_PROTOCOLS;
+        if !is_stream(route.idle_timeout, &answer.headers) {
+            if has_an_end {
+                exchange.cut().watch_client(Instant::now());
+            }
+        } else if let Some(caller) = &ctx.caller
             && let Some(token) = token(&session.req_header().headers)
         {
             let streams = &ctx.policies.auth.streams;

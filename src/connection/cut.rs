@@ -6,7 +6,8 @@
 //! its client's side instead, whose session asks [`Cut::is_over_here`] whenever it waits, and Pingora resets the one
 //! stream.
 //!
-//! What another thread wants to end (`super::streams`) is ended here as well, by the task whose socket it is.
+//! What another thread wants to end (`super::streams`) is ended here as well, by the task whose socket it is, and so is
+//! the connection of a client that does not take its answer (`super::pace`).
 //!
 //! One timer serves all requests of a client's connection. Most end long before their deadline, so it is not set anew
 //! for each: when it goes off and the deadline has moved on, it only follows it.
@@ -15,13 +16,15 @@ use std::future::Future;
 use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::task::AtomicWaker;
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::time::Sleep;
+
+use super::pace::{Taking, TooSlow};
 
 /// What a request sets and its connection's task obeys. Both are the same task: the atomics only make it `Sync`, but for
 /// `order`, which another thread may give.
@@ -32,6 +35,10 @@ pub struct Cut {
     socket: AtomicI32,
     /// Microseconds after `epoch`; [`NEVER`] when nothing is to be ended.
     at: AtomicU64,
+    /// When to look whether the client takes its answer, in the same way.
+    look: AtomicU64,
+    /// It did not.
+    client_is_slow: AtomicBool,
     /// [`UNWATCHED`], [`WATCHED`] or [`ORDERED`].
     order: AtomicU8,
     waker: AtomicWaker,
@@ -41,6 +48,9 @@ pub struct Cut {
 const UNWATCHED: u8 = 0;
 const WATCHED: u8 = 1;
 const ORDERED: u8 = 2;
+
+/// Behind the head of an answer: most are over before.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
 
 const NEVER: u64 = u64::MAX;
 const NONE: RawFd = -1;
@@ -58,6 +68,7 @@ pub struct Watched<'a, F> {
     pub requests: F,
     pub cut: &'a Cut,
     pub timer: Pin<&'a mut Sleep>,
+    pub taking: Option<Taking>,
 }
 
 impl Cut {
@@ -66,14 +77,16 @@ impl Cut {
             epoch: now,
             socket: AtomicI32::new(NONE),
             at: AtomicU64::new(NEVER),
+            look: AtomicU64::new(NEVER),
+            client_is_slow: AtomicBool::new(false),
             order: AtomicU8::new(UNWATCHED),
             waker: AtomicWaker::new(),
         })
     }
 
-    /// Runs `requests`, which find this with [`Cut::here`].
-    pub async fn scope<T>(self: Arc<Self>, requests: impl Future<Output = T>) -> T {
-        HERE.scope(self, requests).await
+    /// Runs `requests`, which find this with [`Cut::here`]. Not `async`: that would hold them twice, for each connection.
+    pub fn scope<F: Future>(self: Arc<Self>, requests: F) -> impl Future<Output = F::Output> {
+        HERE.scope(self, requests)
     }
 
     /// The connection's own, or one that nobody looks at.
@@ -100,13 +113,23 @@ impl Cut {
 
     /// Another moment for the exchange at hand.
     pub fn move_to(&self, at: Instant) {
-        let micros = at.saturating_duration_since(self.epoch).as_micros() as u64;
-        self.at.store(micros, Relaxed);
+        self.at.store(self.micros(at), Relaxed);
     }
 
     pub fn disarm(&self) {
         self.at.store(NEVER, Relaxed);
+        self.look.store(NEVER, Relaxed);
         self.socket.store(NONE, Relaxed);
+    }
+
+    /// From now on, until [`Cut::disarm`], the client must take what is sent to it.
+    pub fn watch_client(&self, now: Instant) {
+        self.look.store(self.micros(now + FIRST_LOOK), Relaxed);
+    }
+
+    /// Whether its connection was shut down here because it did not.
+    pub fn client_is_slow(&self) -> bool {
+        self.client_is_slow.load(Relaxed)
     }
 
     /// Whether the exchange was ended here: its time was over, or it was ordered.
@@ -138,10 +161,37 @@ impl Cut {
         self.order.load(Relaxed) == ORDERED
     }
 
+    /// The next moment at which there is something to do.
     fn armed_for(&self) -> Option<Instant> {
-        match self.at.load(Relaxed) {
+        match self.at.load(Relaxed).min(self.look.load(Relaxed)) {
             NEVER => None,
             micros => Some(self.epoch + Duration::from_micros(micros)),
+        }
+    }
+
+    fn micros(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.epoch).as_micros() as u64
+    }
+
+    /// Does what the moment asks for.
+    fn act(&self, taking: Option<&mut Taking>, now: Instant, cx: &Context<'_>) {
+        let micros = self.micros(now);
+        if self.at.load(Relaxed) <= micros {
+            self.shut_down(cx);
+        }
+        if self.look.load(Relaxed) > micros {
+            return;
+        }
+        self.look.store(NEVER, Relaxed);
+        let Some(taking) = taking else {
+            return;
+        };
+        match taking.look(now) {
+            Ok(again) => self.look.store(self.micros(again), Relaxed),
+            Err(TooSlow) => {
+                self.client_is_slow.store(true, Relaxed);
+                taking.give_up();
+            }
         }
     }
 
@@ -188,9 +238,10 @@ impl<F: Future + Unpin> Future for Watched<'_, F> {
         this.cut.obey(cx);
         while let Some(at) = this.cut.armed_for() {
             if this.timer.deadline().into_std() > at || this.timer.is_elapsed() {
-                if at <= Instant::now() {
-                    this.cut.shut_down(cx);
-                    break;
+                let now = Instant::now();
+                if at <= now {
+                    this.cut.act(this.taking.as_mut(), now, cx);
+                    continue;
                 }
                 this.timer.as_mut().reset(at.into());
             } else {

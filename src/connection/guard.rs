@@ -1,11 +1,11 @@
 //! A connection while a request is served that needs care: the framing of a chunked body is checked on its way to
-//! Pingora, a client that resets the connection does not take back what it has asked for, and an exchange ends from here
-//! where it cannot at its backend's socket.
+//! Pingora, a body must not come too slowly, a client that resets the connection does not take back what it has asked
+//! for, and an exchange ends from here where it cannot at its backend's socket.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -17,13 +17,17 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Cut;
-use crate::admit::chunks::ChunkReader;
+use super::pace::{MinRate, Pace, TooSlow};
+use crate::admit::chunks::{ChunkFault, ChunkReader};
+use crate::admit::head::Head;
 
-/// Reads fail with [`io::ErrorKind::InvalidData`] once the framing is broken.
+/// Reads fail with [`io::ErrorKind::InvalidData`] once the framing is broken, and with [`io::ErrorKind::TimedOut`] once
+/// the body has come too slowly.
 #[derive(Debug)]
 pub struct Guard {
     stream: Stream,
-    chunks: Option<ChunkReader>,
+    body: Body,
+    pace: Option<Pace>,
     /// A reset counts as the end of what the client sends: within a body that is an error still, behind it the request
     /// goes on, as it does for a client that only ended its side.
     survives_reset: bool,
@@ -31,20 +35,30 @@ pub struct Guard {
     cut: Option<Arc<Cut>>,
 }
 
+/// What is to come of a request's body.
+#[derive(Debug)]
+pub enum Body {
+    Sized { left: u64 },
+    Chunked(ChunkReader),
+}
+
 impl Guard {
-    /// `chunks` has followed what was read of the body already.
+    /// `body` has followed what was read of it already.
     pub fn wrap(
         stream: Stream,
-        chunks: Option<ChunkReader>,
+        body: Body,
+        rate: Option<MinRate>,
         survives_reset: bool,
         cut: Option<Arc<Cut>>,
     ) -> Stream {
-        if chunks.is_none() && !survives_reset && cut.is_none() {
+        let is_whole = body.is_whole();
+        if is_whole && !survives_reset && cut.is_none() {
             return stream;
         }
         Box::new(Self {
             stream,
-            chunks,
+            body,
+            pace: rate.filter(|_| !is_whole).map(Pace::new),
             survives_reset,
             cut,
         })
@@ -62,6 +76,56 @@ impl Guard {
     }
 }
 
+impl Guard {
+    /// Follows what has come. Nothing is waited for behind the end.
+    fn follow(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let well_formed = self.body.read(bytes);
+        well_formed.map_err(|fault| io::Error::new(io::ErrorKind::InvalidData, fault.0))?;
+        if self.body.is_whole() {
+            self.pace = None;
+        }
+        let in_time = match &mut self.pace {
+            Some(pace) => pace.arrived(bytes.len()),
+            None => Ok(()),
+        };
+        in_time.map_err(|TooSlow| io::Error::new(io::ErrorKind::TimedOut, SLOWLY))
+    }
+}
+
+/// As the log has it.
+const SLOWLY: &str = "the body came too slowly";
+
+// === impl Body ===
+
+impl Body {
+    /// All of it.
+    pub fn of(head: &Head) -> Self {
+        match head.chunked {
+            true => Self::Chunked(ChunkReader::default()),
+            false => Self::Sized { left: head.length },
+        }
+    }
+
+    /// # Errors
+    /// When the framing is broken.
+    pub fn read(&mut self, bytes: &[u8]) -> Result<(), ChunkFault> {
+        match self {
+            Self::Sized { left } => {
+                *left = left.saturating_sub(bytes.len() as u64);
+                Ok(())
+            }
+            Self::Chunked(chunks) => chunks.read(bytes),
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        match self {
+            Self::Sized { left } => *left == 0,
+            Self::Chunked(chunks) => chunks.is_at_end(),
+        }
+    }
+}
+
 impl AsyncRead for Guard {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -72,15 +136,17 @@ impl AsyncRead for Guard {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         let before = buf.filled().len();
-        match ready!(Pin::new(&mut self.stream).poll_read(cx, buf)) {
+        let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buf) else {
+            if let Some(pace) = &mut self.pace {
+                pace.waits();
+            }
+            return Poll::Pending;
+        };
+        match read {
             Err(e) if self.survives_reset && e.kind() == io::ErrorKind::ConnectionReset => {}
             other => other?,
         }
-        let outcome = match &mut self.chunks {
-            Some(chunks) => chunks.read(&buf.filled()[before..]),
-            None => Ok(()),
-        };
-        Poll::Ready(outcome.map_err(|fault| io::Error::new(io::ErrorKind::InvalidData, fault.0)))
+        Poll::Ready(self.follow(&buf.filled()[before..]))
     }
 }
 
@@ -90,6 +156,10 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        // Pingora does not read while it writes.
+        if let Some(pace) = &mut self.pace {
+            pace.pauses();
+        }
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 

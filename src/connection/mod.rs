@@ -5,6 +5,7 @@
 mod cut;
 mod guard;
 pub mod h2;
+mod pace;
 mod refuse;
 pub mod streams;
 
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
-use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, SocketDigest, Stream};
 use pingora::server::ShutdownWatch;
@@ -24,8 +25,7 @@ use pingora_timeout::timeout;
 use prometheus::{IntCounter, IntGauge};
 use tokio::io::AsyncReadExt;
 
-use crate::admit::chunks::ChunkReader;
-use crate::admit::head::{Head, HeadReader, Progress};
+use crate::admit::head::{HeadReader, Progress};
 use crate::gateway::Gateway;
 use crate::observe::access_log::Logger;
 use crate::observe::registry::RouteMetrics;
@@ -33,7 +33,9 @@ use crate::policies::{InForce, Times};
 use crate::reply::Refusal;
 pub use cut::Cut;
 use cut::Watched;
-use guard::Guard;
+use guard::{Body, Guard};
+pub use pace::MinRate;
+use pace::Taking;
 
 /// The application of the main listener.
 pub struct Front {
@@ -69,8 +71,8 @@ const NOT_SOON: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// What came of waiting for a head.
 enum Arrived {
-    /// With what was read of the body, and, where it is chunked, its framing so far.
-    Head(BytesMut, Option<ChunkReader>),
+    /// With what was read of the body, and what is to come of it.
+    Head(BytesMut, Body),
     /// The preface of HTTP/2, and what was read behind it.
     Http2(BytesMut),
     /// The client, the idle time or a shutdown ended the connection between two requests.
@@ -135,18 +137,17 @@ impl Front {
                 false => &buf[..],
             };
             match reader.read(head, &limits) {
-                Ok(Progress::Complete(Head { len, chunked, cut })) => {
-                    let mut chunks = chunked.then(ChunkReader::default);
-                    if let Some(Err(fault)) = chunks.as_mut().map(|chunks| chunks.read(&buf[len..]))
-                    {
+                Ok(Progress::Complete(head)) => {
+                    let mut body = Body::of(&head);
+                    if let Err(fault) = body.read(&buf[head.len..]) {
                         return refused(Refusal::Malformed(fault.0), buf, since);
                     }
-                    if let Some(cut) = cut {
+                    if let Some(cut) = head.cut {
                         let tail = buf.split_off(cut.end);
                         buf.truncate(cut.start);
                         buf.unsplit(tail);
                     }
-                    return Arrived::Head(buf, chunks);
+                    return Arrived::Head(buf, body);
                 }
                 Ok(Progress::Partial) => {}
                 Err(fault) => return refused(fault.into(), buf, since),
@@ -202,33 +203,34 @@ impl Front {
         let mut timer = pin!(tokio::time::sleep(NOT_SOON));
         loop {
             let arrived = self.read_head(&mut stream, wait, may_be_http2, &mut shutdown);
-            let (head, chunks) = match arrived.await {
-                Arrived::Head(head, chunks) => (head, chunks),
+            let (head, body) = match arrived.await {
+                Arrived::Head(head, body) => (head, body),
                 Arrived::Http2(first) => {
                     Box::pin(h2::serve(self, stream, first, shutdown)).await;
                     return None;
                 }
                 Arrived::Nothing => return None,
                 Arrived::Refused(refusal, buf, start) => {
-                    self.refuse(stream, refusal, &buf, start).await;
+                    // Boxed: rare, and every idle connection would have its room ready.
+                    Box::pin(self.refuse(stream, refusal, &buf, start)).await;
                     return None;
                 }
             };
             may_be_http2 = false;
             self.parts.requests.http1.inc();
-            let shared = (self.parts.in_force.load())
-                .shares_upstreams
-                .then(|| cut.clone());
-            stream = Guard::wrap(stream, chunks, !is_safe(&head), shared);
-            let mut session = ServerSession::new_http1(stream);
-            if let Some(settings) = settings.take() {
-                pingora::apps::HttpPersistentSettings::apply_to_session(settings, &mut session);
-            }
-            session.set_pipelined_prefix(head);
+            let (rate, shares_upstreams) = {
+                let policies = self.parts.in_force.load();
+                (policies.times.rate, policies.shares_upstreams)
+            };
+            let taking = rate.map(|rate| Taking::new(stream.id(), rate));
+            let shared = shares_upstreams.then(|| cut.clone());
+            stream = Guard::wrap(stream, body, rate, !is_safe(&head), shared);
+            let session = session_of(stream, head, settings.take());
             let requests = Watched {
                 requests: self.proxy.process_new_http(session, &shutdown),
                 cut,
                 timer: timer.as_mut(),
+                taking,
             };
             let (again, kept) = requests.await?.consume();
             stream = Guard::unwrap(again);
@@ -251,6 +253,20 @@ impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.0.dec();
     }
+}
+
+/// Apart: what an `async` function has borrowed once keeps its room in every connection.
+fn session_of(
+    stream: Stream,
+    head: BytesMut,
+    settings: Option<HttpPersistentSettings>,
+) -> ServerSession {
+    let mut session = ServerSession::new_http1(stream);
+    if let Some(settings) = settings {
+        settings.apply_to_session(&mut session);
+    }
+    session.set_pipelined_prefix(head);
+    session
 }
 
 fn refused(refusal: Refusal, buf: BytesMut, since: Option<Instant>) -> Arrived {

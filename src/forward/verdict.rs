@@ -1,5 +1,6 @@
 //! What an attempt that failed means: for the client (502, 503 or 504, decision 24), and for the instance.
 
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use http::HeaderName;
@@ -14,7 +15,10 @@ pub fn refusal(error: &Error, service: &str) -> Option<Refusal> {
     use ErrorType as E;
     match (error.esource(), error.etype()) {
         (ErrorSource::Downstream, E::ReadTimedout) => Some(Refusal::RequestTimeout),
-        (ErrorSource::Downstream, _) if breaks_framing(error) => {
+        (ErrorSource::Downstream, _) if has_cause(error, ErrorKind::TimedOut) => {
+            Some(Refusal::RequestTimeout)
+        }
+        (ErrorSource::Downstream, _) if has_cause(error, ErrorKind::InvalidData) => {
             Some(Refusal::Malformed("the chunked body is not well-formed"))
         }
         (
@@ -44,7 +48,7 @@ pub fn refusal(error: &Error, service: &str) -> Option<Refusal> {
 pub fn cause(error: &Error) -> String {
     let mut text = format!("{} {}", error.esource().as_str(), error.etype().as_str());
     let root = error.root_cause();
-    if let Some(io) = root.downcast_ref::<std::io::Error>() {
+    if let Some(io) = root.downcast_ref::<io::Error>() {
         text = format!("{text}: {io}");
     } else if let Some(context) = &error.context {
         let context = context.as_str();
@@ -57,10 +61,10 @@ pub fn cause(error: &Error) -> String {
     text
 }
 
-/// The chunked body was broken: `connection::guard` says so with this kind of error.
-fn breaks_framing(error: &Error) -> bool {
-    let cause = error.root_cause().downcast_ref::<std::io::Error>();
-    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::InvalidData)
+/// `connection::guard` says with `InvalidData` that a chunked body was broken, and with `TimedOut` that it came too slowly.
+fn has_cause(error: &Error, kind: ErrorKind) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    cause.is_some_and(|cause| cause.kind() == kind)
 }
 
 /// Who ended an attempt that was under way.

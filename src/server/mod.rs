@@ -21,9 +21,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::admit::address::TrustedProxies;
 use crate::admit::auth::{self, Attempts};
 use crate::admit::permissions::Roles;
-use crate::config::{Duration as Time, File, Problems, ServiceName, Tree};
-use crate::connection::Front;
+use crate::config::{Bytes, Duration as Time, File, Problems, ServiceName, Tree};
 use crate::connection::h2::Http2Config;
+use crate::connection::{Front, MinRate};
 use crate::forward::pool::{self, Defaults, Pools};
 use crate::listen::{Bound, Listen};
 use crate::observe::access_log::Logger;
@@ -53,6 +53,8 @@ pub struct ServerConfig {
     pub keepalive_timeout: Time,
     /// Between two pieces of a request body, and for the client to take a piece of an answer.
     pub client_timeout: Time,
+    /// In a second: of a request's body to come, and of an answer to be taken, over 10 s. 0: any.
+    pub min_body_rate: Bytes,
     /// For what is in flight when the process is told to end.
     pub shutdown_timeout: Time,
     pub http2: Http2Config,
@@ -88,6 +90,7 @@ impl Default for ServerConfig {
             header_timeout: Time::secs(10),
             keepalive_timeout: Time::secs(60),
             client_timeout: Time::secs(30),
+            min_body_rate: Bytes::kib(1),
             shutdown_timeout: Time::secs(30),
             http2: Http2Config::default(),
             upstream_connections: 1024,
@@ -164,6 +167,7 @@ pub fn compile(
         header_timeout,
         keepalive_timeout,
         client_timeout,
+        min_body_rate,
         shutdown_timeout,
         http2,
         upstream_connections,
@@ -266,6 +270,7 @@ pub fn compile(
                 header: header_timeout.0,
                 idle: keepalive_timeout.0,
                 patience: client_timeout.0,
+                rate: MinRate::new(min_body_rate.0, client_timeout.0),
             },
             trusted: TrustedProxies::new(trusted_proxies),
             pools,

@@ -16,6 +16,7 @@ mod head;
 mod order;
 mod routing;
 mod sizes;
+mod slow_clients;
 
 mod grpc;
 mod http2;
@@ -54,6 +55,8 @@ mod headers;
 mod outliers;
 mod pools;
 mod retries;
+mod unix_sockets;
+mod upstream_tls;
 mod webhooks;
 
 mod chaos;

@@ -351,6 +351,7 @@ async fn answer(front: Arc<Front>, session: Session, cut: Arc<Cut>, shutdown: Sh
         requests: front.proxy.process_new_http(session, &shutdown),
         cut: &cut,
         timer,
+        taking: None, // flow control: `Session` bounds each wait
     };
     cut.clone().scope(requests).await;
 }

@@ -1,0 +1,261 @@
+//! How slowly may a client go? A body that trickles in keeps a connection, a slot and often a backend busy for hours, as
+//! does an answer that is taken a byte at a time; no single gap of either is long.
+//!
+//! What arrives is judged in [`Pace`] by the time that was spent waiting for the client, and by no other: while a backend
+//! does not take what there is, or we do not read for another reason, nobody waits for the client. It costs two looks at
+//! the clock for a wait, and no timer: the longest gap is Pingora's read time-out.
+//!
+//! What is sent is judged by what the client's machine has acknowledged ([`Taking`]): how much of it fits into the
+//! kernel's buffer says nothing about who reads it. The connection's one timer looks now and then while an answer is
+//! under way, and costs an ordinary one nothing.
+
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{Shutdown, shutdown};
+use pingora::protocols::l4::ext::get_tcp_info;
+
+/// So much must move within a window.
+#[derive(Clone, Copy, Debug)]
+pub struct MinRate {
+    /// Bytes in a whole window.
+    least: u64,
+    window: Duration,
+}
+
+/// What came of a request's body, over the last window of waiting for it.
+#[derive(Debug)]
+pub struct Pace {
+    rate: MinRate,
+    /// A read waits since then.
+    since: Option<Instant>,
+    /// How long reads have waited in all.
+    waited: Duration,
+    /// Bytes of the last slices; that of the slice at hand has the number [`Pace::slice`] in turn.
+    slices: [u64; SLICES + 1],
+    slice: u64,
+}
+
+/// The body came slower than it must.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooSlow;
+
+/// Whether a client takes what is sent to it.
+#[derive(Debug)]
+pub struct Taking {
+    socket: RawFd,
+    rate: MinRate,
+    /// It has something to take since then, and had acknowledged so much.
+    owes: Option<(Instant, u64)>,
+}
+
+/// Over which a rate is an average; shorter where no gap may be so long.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Parts of a window in which it slides.
+const SLICES: usize = 10;
+
+// === impl MinRate ===
+
+impl MinRate {
+    /// `per_second` bytes; 0: any. `patience`: the longest gap.
+    pub fn new(per_second: u64, patience: Duration) -> Option<Self> {
+        let window = WINDOW.min(patience);
+        let least = u128::from(per_second) * window.as_millis() / 1000;
+        (least > 0).then_some(Self {
+            least: u64::try_from(least).unwrap_or(u64::MAX),
+            window,
+        })
+    }
+
+    /// A gap that is too slow by itself.
+    pub fn window(self) -> Duration {
+        self.window
+    }
+
+    fn slice(self) -> Duration {
+        self.window / SLICES as u32
+    }
+}
+
+// === impl Pace ===
+
+impl Pace {
+    pub fn new(rate: MinRate) -> Self {
+        Self {
+            rate,
+            since: None,
+            waited: Duration::ZERO,
+            slices: [0; SLICES + 1],
+            slice: 0,
+        }
+    }
+
+    /// A read finds nothing, and waits for the client.
+    pub fn waits(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// Nobody reads at the moment.
+    pub fn pauses(&mut self) {
+        self.since = None;
+    }
+
+    /// # Errors
+    /// When that is too little for the time that it took.
+    pub fn arrived(&mut self, bytes: usize) -> Result<(), TooSlow> {
+        let waited = self.since.take().map(|since| since.elapsed());
+        self.count(waited.unwrap_or_default(), bytes as u64)
+    }
+
+    fn count(&mut self, waited: Duration, bytes: u64) -> Result<(), TooSlow> {
+        const PLACES: u64 = SLICES as u64 + 1;
+        self.waited += waited;
+        let now = (self.waited.as_nanos() / self.rate.slice().as_nanos()) as u64;
+        for slice in (self.slice + 1..=now).rev().take(PLACES as usize) {
+            self.slices[(slice % PLACES) as usize] = 0;
+        }
+        self.slice = now;
+        self.slices[(now % PLACES) as usize] += bytes;
+        let is_long = self.waited >= self.rate.window;
+        match is_long && self.slices.iter().sum::<u64>() < self.rate.least {
+            true => Err(TooSlow),
+            false => Ok(()),
+        }
+    }
+}
+
+// === impl Taking ===
+
+impl Taking {
+    pub fn new(socket: RawFd, rate: MinRate) -> Self {
+        Self {
+            socket,
+            rate,
+            owes: None,
+        }
+    }
+
+    /// Ends the connection. Pingora, which waits to write, finds it closed.
+    pub fn give_up(&self) {
+        // It fails only for what is over already.
+        let _ = shutdown(self.socket, Shutdown::Both);
+    }
+
+    /// Looks at the client's end.
+    ///
+    /// # Errors
+    /// When it took too little of what there was for it. Otherwise, when to look again.
+    pub fn look(&mut self, now: Instant) -> Result<Instant, TooSlow> {
+        let again = now + self.rate.window / 2;
+        // A connection that is not TCP has the gap between two pieces alone.
+        let Ok(info) = get_tcp_info(self.socket) else {
+            return Ok(again);
+        };
+        let has_something = info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0;
+        self.judge(has_something.then_some(info.tcpi_bytes_acked), now)?;
+        Ok(again)
+    }
+
+    /// `acked`: of what was sent to a client that has something to take.
+    fn judge(&mut self, acked: Option<u64>, now: Instant) -> Result<(), TooSlow> {
+        let Some(acked) = acked else {
+            self.owes = None;
+            return Ok(());
+        };
+        let (since, before) = *self.owes.get_or_insert((now, acked));
+        if now.saturating_duration_since(since) < self.rate.window {
+            return Ok(());
+        }
+        self.owes = Some((now, acked));
+        match acked.saturating_sub(before) < self.rate.least {
+            true => Err(TooSlow),
+            false => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn rate() -> MinRate {
+        MinRate::new(1000, Duration::from_secs(30)).unwrap()
+    }
+
+    #[test]
+    fn a_body_may_be_slow_for_less_than_a_window() {
+        let mut pace = Pace::new(rate());
+        for _ in 0..9 {
+            assert_eq!(pace.count(SECOND, 1), Ok(()));
+        }
+        assert_eq!(pace.count(SECOND, 1), Err(TooSlow));
+    }
+
+    #[test]
+    fn the_rate_is_kept_in_every_window_not_on_the_whole() {
+        let mut pace = Pace::new(rate());
+        assert_eq!(pace.count(SECOND, 1_000_000), Ok(()));
+        let slow = (1..100).find(|_| pace.count(SECOND, 1).is_err());
+        assert!(slow.is_some_and(|at| (10..=11).contains(&at)), "{slow:?}");
+    }
+
+    #[test]
+    fn who_keeps_the_rate_is_never_refused() {
+        for (step, bytes) in [(SECOND, 1000), (SECOND / 100, 10), (SECOND * 9, 9000)] {
+            let mut pace = Pace::new(rate());
+            for _ in 0..5000 {
+                assert_eq!(pace.count(step, bytes), Ok(()), "{bytes} in {step:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn time_in_which_nobody_waits_does_not_count() {
+        let mut pace = Pace::new(rate());
+        for _ in 0..1000 {
+            assert_eq!(pace.count(Duration::ZERO, 1), Ok(()));
+        }
+        pace.waits();
+        pace.pauses();
+        assert_eq!(pace.arrived(1), Ok(()));
+        assert_eq!(pace.waited, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_gap_longer_than_the_window_empties_it() {
+        let mut pace = Pace::new(rate());
+        assert_eq!(pace.count(SECOND, 1_000_000), Ok(()));
+        assert_eq!(pace.count(SECOND * 100, 1), Err(TooSlow));
+    }
+
+    #[test]
+    fn no_rate_is_none_and_the_window_is_no_longer_than_a_gap_may_be() {
+        assert!(MinRate::new(0, SECOND).is_none());
+        let short = MinRate::new(1024, SECOND * 2).unwrap();
+        assert_eq!((short.least, short.window()), (2048, SECOND * 2));
+        assert_eq!(rate().window(), WINDOW);
+    }
+
+    #[test]
+    fn a_client_is_judged_by_what_it_acknowledges_while_it_has_something_to_take() {
+        let start = Instant::now();
+        let at = |seconds| start + SECOND * seconds;
+        let mut taking = Taking::new(-1, rate());
+        assert_eq!(taking.judge(Some(0), at(0)), Ok(()));
+        assert_eq!(taking.judge(Some(10_000), at(10)), Ok(()), "just enough");
+        assert_eq!(taking.judge(None, at(15)), Ok(()), "it has all there is");
+        assert_eq!(taking.judge(Some(10_000), at(20)), Ok(()));
+        assert_eq!(taking.judge(Some(10_001), at(25)), Ok(()));
+        assert_eq!(taking.judge(Some(19_999), at(30)), Err(TooSlow));
+    }
+
+    #[test]
+    fn what_is_no_tcp_connection_is_not_judged() {
+        let mut taking = Taking::new(-1, rate());
+        let now = Instant::now();
+        assert_eq!(taking.look(now), Ok(now + WINDOW / 2));
+    }
+}
