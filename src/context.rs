@@ -12,7 +12,9 @@ use crate::admit::cors::Origin;
 use crate::admit::limits::{Standing, Who};
 use crate::admit::lookup::Behalf;
 use crate::admit::tenancy::{Hold, X_VENUE_ID};
-use crate::connection::streams::Watch;
+use crate::admit::websocket::Handshake;
+use crate::connection::streams::{Place, Watch};
+use crate::connection::websocket::Link;
 use crate::forward::deadline::Deadline;
 use crate::forward::exchange::Exchange;
 use crate::observe::registry::InProgress;
@@ -71,8 +73,14 @@ pub struct Ctx {
     pub body_seen: u64,
     /// The dealings with the service. (proxy_upstream_filter)
     pub exchange: Option<Exchange>,
+    /// The WebSocket that is asked for. (admit)
+    pub handshake: Option<Box<Handshake>>,
+    /// One of the caller's places for what streams. (admit, or upstream_response_filter)
+    pub place: Option<Place>,
     /// The answer streams, and is cut when its caller is revoked. (upstream_response_filter)
     pub watch: Option<Watch>,
+    /// The WebSocket that it has become, and when. (upstream_response_filter)
+    pub tunnel: Option<(Arc<Link>, Instant)>,
     /// What `fail_to_proxy` tells the client, where a phase knew better than the error does. (any)
     pub refusal: Option<Refusal>,
     /// The status that a refusal stands for whose own is gRPC's. (reply)
@@ -107,7 +115,10 @@ impl Ctx {
             deadline: None,
             body_seen: 0,
             exchange: None,
+            handshake: None,
+            place: None,
             watch: None,
+            tunnel: None,
             refusal: None,
             refused: None,
             code: None,

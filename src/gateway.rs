@@ -13,6 +13,7 @@ use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use prometheus::IntCounter;
 
 use crate::admit::Admitted;
 use crate::admit::cors::Cors;
@@ -36,6 +37,8 @@ pub struct Gateway {
     pub in_force: InForce,
     pub metrics: Arc<Metrics>,
     pub unmatched: Arc<RouteMetrics>,
+    /// Requests that became one.
+    pub websockets: IntCounter,
     pub logger: Arc<Logger>,
 }
 
@@ -108,6 +111,9 @@ impl ProxyHttp for Gateway {
         end_of_stream: bool,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if ctx.tunnel.is_some() {
+            return Ok(());
+        }
         if let (true, Some(exchange)) = (end_of_stream, &mut ctx.exchange) {
             exchange.sent();
         }
@@ -160,10 +166,14 @@ impl ProxyHttp for Gateway {
             user: ctx.caller.as_ref().map(|caller| &*caller.id),
             client: ctx.client_text.as_bytes(),
         };
-        exchange.attempt(&affinity).map_err(|refusal| {
+        let mut peer = exchange.attempt(&affinity).map_err(|refusal| {
             ctx.refusal = Some(refusal);
             Error::explain(ErrorType::ConnectNoRoute, "no attempt is possible").into_up()
-        })
+        })?;
+        if ctx.handshake.is_some() {
+            peer.options.set_http_version(1, 1); // HTTP/2 knows no Upgrade
+        }
+        Ok(peer)
     }
 
     async fn connected_to_upstream(
@@ -202,6 +212,7 @@ impl ProxyHttp for Gateway {
             trace: ctx.trace.as_ref(),
             deadline,
             takes_trailers: headers::takes_trailers(&session.req_header().headers),
+            handshake: ctx.handshake.as_deref(),
         };
         headers::rewrite(request, route, stamps);
         match &ctx.target {
@@ -216,11 +227,8 @@ impl ProxyHttp for Gateway {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
-        // Nobody asked for another protocol: a tunnel would carry requests that no policy sees.
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(
-                Error::explain(ErrorType::InvalidHTTPHeader, "101 was not asked for").into_up(),
-            );
+            return self.open_websocket(session, response, ctx);
         }
         if response.status.is_informational() {
             return Ok(());
@@ -242,8 +250,7 @@ impl ProxyHttp for Gateway {
         if ctx.is_logout() && response.status.is_success() {
             Box::pin(self.log_out(session, ctx)).await;
         }
-        self.watch_stream(session, response, ctx);
-        Ok(())
+        self.watch_stream(session, response, ctx)
     }
 
     fn upstream_response_body_filter(
@@ -253,7 +260,7 @@ impl ProxyHttp for Gateway {
         _: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
-        let Some(exchange) = &ctx.exchange else {
+        let Some(exchange) = ctx.exchange.as_ref().filter(|_| ctx.tunnel.is_none()) else {
             return Ok(None);
         };
         // A body that ends with its connection would look whole.
@@ -270,6 +277,9 @@ impl ProxyHttp for Gateway {
         response: &mut ResponseHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            self.stamp_websocket(response, ctx);
+        }
         if response.status.is_informational() {
             return Ok(());
         }
@@ -322,7 +332,12 @@ impl ProxyHttp for Gateway {
             exchange.disarm();
             return e; // `upstream_response_filter` judged it
         }
-        if exchange.was_revoked() {
+        if ctx.tunnel.is_some() {
+            exchange.abandon();
+            e.set_retry(false);
+            return e;
+        }
+        if exchange.was_ended().is_some() {
             let error = exchange.cut_short();
             exchange.abandon();
             ctx.refusal = Some(Refusal::InvalidToken);
@@ -359,9 +374,8 @@ impl ProxyHttp for Gateway {
         };
         let mut error_code = 0;
         if let Some(refusal) = refusal.filter(|_| {
-            session
-                .response_written()
-                .is_none_or(|r| r.status.is_informational())
+            let written = session.response_written();
+            ctx.tunnel.is_none() && written.is_none_or(|r| r.status.is_informational())
         }) {
             // Pingora closes the connection after this, and the answer must say so.
             session.set_keepalive(None);
@@ -396,18 +410,25 @@ impl ProxyHttp for Gateway {
         // Bytes that came behind this request close the connection: the next head must pass `connection` first.
         session.set_pipelining_enabled(false);
         let elapsed = ctx.start.elapsed();
+        let tunnel = ctx.tunnel.as_ref();
         let status = session
             .response_written()
-            .filter(|head| !head.status.is_informational())
+            .filter(|head| tunnel.is_some() || !head.status.is_informational())
             .map(|head| ctx.refused.unwrap_or(head.status).as_u16())
             .unwrap_or(CLIENT_CLOSED_REQUEST);
-        let (received, sent) = (session.body_bytes_read(), session.body_bytes_sent());
+        let (received, sent) = match tunnel {
+            Some((link, _)) => (link.received() as usize, link.sent() as usize),
+            None => (session.body_bytes_read(), session.body_bytes_sent()),
+        };
         let request = session.req_header();
         let metrics = match &ctx.route {
             Some(route) => route.metrics.method(ctx.method),
             None => self.method_metrics(ctx, &request.method),
         };
-        metrics.end(status, elapsed, received, sent);
+        match tunnel {
+            Some((_, opened)) => metrics.end(status, *opened - ctx.start, 0, 0),
+            None => metrics.end(status, elapsed, received, sent),
+        }
         ctx.in_progress = None;
         if let Some(exchange) = &mut ctx.exchange {
             exchange.finish();
@@ -443,26 +464,9 @@ impl ProxyHttp for Gateway {
             elapsed,
             request_bytes: received,
             response_bytes: sent,
+            close_code: tunnel.map(|(link, _)| link.close_code()),
             headers: self.logger.logs_headers().then_some(&request.headers),
         });
-    }
-}
-
-impl Gateway {
-    async fn check_body(
-        &self,
-        body: &mut Option<Bytes>,
-        is_end: bool,
-        ctx: &mut Ctx,
-    ) -> Result<(), Refusal> {
-        if let (Some(chunk), Some(route)) = (&body, &ctx.route) {
-            ctx.body_seen += chunk.len() as u64;
-            route.body.check_seen(ctx.body_seen)?;
-        }
-        match ctx.hold {
-            None => Ok(()),
-            Some(_) => Box::pin(self.hold_back(ctx, body, is_end)).await,
-        }
     }
 }
 

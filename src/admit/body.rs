@@ -5,11 +5,13 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora_proxy::Session;
 use pingora_timeout::timeout;
 
 use crate::context::Ctx;
+use crate::gateway::Gateway;
 use crate::reply::{self, Refusal};
 
 /// As large as the buffer that Pingora sends a body again from.
@@ -44,6 +46,28 @@ async fn read_all(session: &mut Session, most: usize) -> Result<Vec<u8>, Refusal
                 log::debug!("a body did not arrive: {e}");
                 return Err(Refusal::RequestTimeout);
             }
+        }
+    }
+}
+
+impl Gateway {
+    /// Judges the next piece of a body on its way to the backend.
+    ///
+    /// # Errors
+    /// When nothing more of it may go there.
+    pub async fn check_body(
+        &self,
+        body: &mut Option<Bytes>,
+        is_end: bool,
+        ctx: &mut Ctx,
+    ) -> Result<(), Refusal> {
+        if let (Some(chunk), Some(route)) = (&body, &ctx.route) {
+            ctx.body_seen += chunk.len() as u64;
+            route.body.check_seen(ctx.body_seen)?;
+        }
+        match ctx.hold {
+            None => Ok(()),
+            Some(_) => Box::pin(self.hold_back(ctx, body, is_end)).await,
         }
     }
 }

@@ -72,20 +72,7 @@ impl CorsConfig {
             max_age,
         } = self;
         for (i, origin) in allowed_origins.iter().enumerate() {
-            let place = || format!("cors.allowed_origins[{i}]");
-            match origin.split_once("://") {
-                _ if origin == "*" || origin == "null" => {
-                    problems.add(
-                        place(),
-                        "credentials are allowed, so each origin must be named",
-                    );
-                }
-                Some(("http" | "https", host)) if !host.is_empty() && !host.contains('/') => {}
-                _ => problems.add(
-                    place(),
-                    format!("`{origin}` is not an origin such as https://app.example.com"),
-                ),
-            }
+            check_origin(&format!("cors.allowed_origins[{i}]"), origin, problems);
         }
         Cors {
             allowed: allowed_origins
@@ -143,6 +130,21 @@ impl Cors {
             );
             fields.insert(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED_HEADERS);
         }
+    }
+}
+
+/// Whether an entry of the configuration is one whole origin.
+pub fn check_origin(place: &str, origin: &str, problems: &mut Problems) {
+    match origin.split_once("://") {
+        _ if origin == "*" || origin == "null" => problems.add(
+            place,
+            "credentials are allowed, so each origin must be named",
+        ),
+        Some(("http" | "https", host)) if !host.is_empty() && !host.contains('/') => {}
+        _ => problems.add(
+            place,
+            format!("`{origin}` is not an origin such as https://app.example.com"),
+        ),
     }
 }
 

@@ -20,6 +20,7 @@ pub struct HeadReader {
     host: Option<Range<usize>>,
     content_length: Option<Range<usize>>,
     transfer_encoding: bool,
+    upgrade: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub struct Head {
     pub chunked: bool,
     /// A body of so many bytes does.
     pub length: u64,
+    /// Another protocol is asked for.
+    pub upgrade: bool,
     /// The target is in absolute form (RFC 9112, section 3.2.2): these bytes, scheme and authority, are to be cut
     /// out of it. The authority equals `Host`.
     pub cut: Option<Range<usize>>,
@@ -179,6 +182,7 @@ impl HeadReader {
                     return Err(HeadFault::Expectation);
                 }
             }
+            7 if name.eq_ignore_ascii_case(b"upgrade") => self.upgrade = true,
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 let value = trim(buf, start + colon + 1..start + line.len());
                 let digits = &buf[value.clone()];
@@ -238,6 +242,7 @@ impl HeadReader {
             len: self.line_start,
             chunked: self.transfer_encoding,
             length,
+            upgrade: self.upgrade,
             cut,
         })
     }
@@ -375,6 +380,7 @@ mod tests {
                 len: head.len(),
                 chunked: false,
                 length: 0,
+                upgrade: false,
                 cut: None
             }))
         );
@@ -406,6 +412,7 @@ mod tests {
                 len: head.len(),
                 chunked: false,
                 length: 0,
+                upgrade: false,
                 cut: Some(4..14)
             }))
         );

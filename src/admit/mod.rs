@@ -17,6 +17,7 @@ pub mod request_id;
 mod session;
 pub mod size;
 pub mod tenancy;
+pub mod websocket;
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -75,7 +76,15 @@ impl Gateway {
         if let Some(endpoint) = Endpoint::at(&path) {
             return self.answer_endpoint(endpoint, method, ctx);
         }
-        ctx.origin = ctx.policies.cors.check(fields, ctx.scheme)?; // 403
+        let foreign = match ctx.policies.cors.check(fields, ctx.scheme) {
+            Ok(origin) => {
+                ctx.origin = origin;
+                None
+            }
+            // A route may know other origins for its WebSockets.
+            Err(foreign) if websocket::is_upgrade(fields) => Some(foreign),
+            Err(foreign) => return Err(foreign.into()), // 403
+        };
         let host = fields
             .get(http::header::HOST)
             .and_then(|host| host.to_str().ok())
@@ -95,6 +104,8 @@ impl Gateway {
         ctx.target = rebuild_target(path, target_path, query);
         ctx.method = Some(method);
         let route = ctx.route.insert(route).clone();
+        self.take_handshake(session, ctx, &route, foreign)?; // 400, 403, 426
+        let fields = &session.req_header().headers;
 
         route.body.check_announced(fields)?; // 413
         if !ctx.policies.is_public(route.auth, ctx.client) {
@@ -159,6 +170,7 @@ impl Gateway {
         if let Some(named) = named {
             self.keep_to_own_venues(session, ctx, named, body).await?; // 400, 404, 415, 503
         }
+        self.take_place(session, ctx)?; // 429
         match &ctx.policies.auth.refresh {
             Some(refresh) if route.session == Some(SessionStep::Refresh) => {
                 Box::pin(self.refresh(refresh, session, ctx)).await // 400, 401, 408, 413, 429, 503

@@ -1,17 +1,13 @@
 //! The two routes that are about a caller's tokens themselves: new ones, and none any more. Each leaves an audit line; no
-//! token stands in it. And what is open for a caller whose token ends.
-
-use std::time::Instant;
+//! token stands in it.
 
 use http::header::USER_AGENT;
 use http::{HeaderMap, StatusCode};
-use pingora::http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::{Admitted, body};
 use crate::admit::auth::bearer;
 use crate::admit::auth::refresh::{self, Reason, Refresh, Refreshed};
-use crate::connection::streams::is_stream;
 use crate::context::Ctx;
 use crate::gateway::Gateway;
 use crate::observe::audit::{Event, Incident};
@@ -95,24 +91,6 @@ impl Gateway {
         }
         let event = ("logout", "low");
         self.audit_tokens(session, ctx, event, caller.token.as_ref(), None);
-    }
-
-    /// The head of an answer has come: if it streams, it is cut from now on when its caller is revoked.
-    pub fn watch_stream(&self, session: &Session, answer: &ResponseHeader, ctx: &mut Ctx) {
-        let (Some(route), Some(exchange)) = (&ctx.route, &ctx.exchange) else {
-            return;
-        };
-        let has_an_end = answer.status != StatusCode::SWITCHING_PROTOCOLS;
-        if !is_stream(route.idle_timeout, &answer.headers) {
-            if has_an_end {
-                exchange.cut().watch_client(Instant::now());
-            }
-        } else if let Some(caller) = &ctx.caller
-            && let Some(token) = token(&session.req_header().headers)
-        {
-            let streams = &ctx.policies.auth.streams;
-            ctx.watch = Some(streams.watch(token.as_bytes(), caller, exchange.cut()));
-        }
     }
 
     fn audit_tokens(

@@ -26,6 +26,7 @@ use crate::admit::limits::LimitsConfig;
 use crate::admit::permissions::RoleConfig;
 use crate::admit::size::SizeConfig;
 use crate::admit::tenancy::TenancyConfig;
+use crate::connection::streams::StreamsConfig;
 use crate::forward::breaker::BreakerConfig;
 use crate::forward::deadline::TimeoutsConfig;
 use crate::forward::overload::OverloadConfig;
@@ -56,6 +57,7 @@ pub struct File {
     pub tenancy: TenancyConfig,
     pub roles: BTreeMap<String, RoleConfig>,
     pub limits: LimitsConfig,
+    pub streams: StreamsConfig,
     pub timeouts: TimeoutsConfig,
     pub breaker: BreakerConfig,
     pub retry: RetryConfig,

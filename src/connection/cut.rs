@@ -7,7 +7,8 @@
 //! stream.
 //!
 //! What another thread wants to end (`super::streams`) is ended here as well, by the task whose socket it is, and so is
-//! the connection of a client that does not take its answer (`super::pace`).
+//! the connection of a client that does not take its answer (`super::pace`). A WebSocket is told first
+//! (`super::websocket`), and has a moment to end by itself.
 //!
 //! One timer serves all requests of a client's connection. Most end long before their deadline, so it is not set anew
 //! for each: when it goes off and the deadline has moved on, it only follows it.
@@ -39,15 +40,43 @@ pub struct Cut {
     look: AtomicU64,
     /// It did not.
     client_is_slow: AtomicBool,
-    /// [`UNWATCHED`], [`WATCHED`] or [`ORDERED`].
+    /// The same: when the caller's credentials are over, whatever flows.
+    expiry: AtomicU64,
+    /// [`UNWATCHED`], [`WATCHED`] or an [`End`].
     order: AtomicU8,
+    /// [`AT_ONCE`], [`GENTLY`] or [`CLOSING`].
+    manner: AtomicU8,
     waker: AtomicWaker,
+}
+
+/// Why something that streams has to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum End {
+    /// The caller's token.
+    Revoked = 2,
+    /// The caller's API key.
+    KeyChanged = 3,
+    Expired = 4,
+    /// The process ends.
+    Draining = 5,
+    /// Nothing flowed for too long. Only a WebSocket is told so.
+    Idle = 6,
 }
 
 /// Nobody else may end the exchange: this is asked of every request, and costs one load.
 const UNWATCHED: u8 = 0;
 const WATCHED: u8 = 1;
-const ORDERED: u8 = 2;
+
+/// The socket is shut down when its time has come.
+const AT_ONCE: u8 = 0;
+/// Its time comes, and both sides are told.
+const GENTLY: u8 = 1;
+/// They were.
+const CLOSING: u8 = 2;
+
+/// For both sides of a WebSocket to answer that it ends.
+pub const TO_CLOSE: Duration = Duration::from_secs(1);
 
 /// Behind the head of an answer: most are over before.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
@@ -79,7 +108,9 @@ impl Cut {
             at: AtomicU64::new(NEVER),
             look: AtomicU64::new(NEVER),
             client_is_slow: AtomicBool::new(false),
+            expiry: AtomicU64::new(NEVER),
             order: AtomicU8::new(UNWATCHED),
+            manner: AtomicU8::new(AT_ONCE),
             waker: AtomicWaker::new(),
         })
     }
@@ -116,10 +147,23 @@ impl Cut {
         self.at.store(self.micros(at), Relaxed);
     }
 
+    /// From now on, when its time has come or the end is ordered, the two sides of a WebSocket are told, and the socket is
+    /// shut down only [`TO_CLOSE`] later.
+    pub fn be_gentle(&self) {
+        self.manner.store(GENTLY, Relaxed);
+    }
+
+    /// They are told now.
+    pub fn close(&self) {
+        self.manner.store(CLOSING, Relaxed);
+        self.move_to(Instant::now() + TO_CLOSE);
+    }
+
     pub fn disarm(&self) {
         self.at.store(NEVER, Relaxed);
         self.look.store(NEVER, Relaxed);
         self.socket.store(NONE, Relaxed);
+        self.manner.store(AT_ONCE, Relaxed);
     }
 
     /// From now on, until [`Cut::disarm`], the client must take what is sent to it.
@@ -149,21 +193,39 @@ impl Cut {
 
     pub fn unwatch(&self) {
         self.order.store(UNWATCHED, Relaxed);
+        self.expiry.store(NEVER, Relaxed);
     }
 
-    /// Ends the exchange as soon as its task has woken up.
-    pub fn order(&self) {
-        self.order.store(ORDERED, Relaxed);
+    /// What is watched ends at `at`, whatever flows.
+    pub fn expires(&self, at: Option<Instant>) {
+        let micros = at.map_or(NEVER, |at| self.micros(at));
+        self.expiry.store(micros, Relaxed);
         self.waker.wake();
     }
 
-    pub fn was_ordered(&self) -> bool {
-        self.order.load(Relaxed) == ORDERED
+    /// Ends the exchange as soon as its task has woken up. The first order counts.
+    pub fn order(&self, end: End) {
+        let _ = self
+            .order
+            .compare_exchange(WATCHED, end as u8, Relaxed, Relaxed);
+        self.waker.wake();
     }
 
-    /// The next moment at which there is something to do.
-    fn armed_for(&self) -> Option<Instant> {
-        match self.at.load(Relaxed).min(self.look.load(Relaxed)) {
+    pub fn ordered(&self) -> Option<End> {
+        match self.order.load(Relaxed) {
+            2 => Some(End::Revoked),
+            3 => Some(End::KeyChanged),
+            4 => Some(End::Expired),
+            5 => Some(End::Draining),
+            6 => Some(End::Idle),
+            _ => None,
+        }
+    }
+
+    /// When there is something to do next.
+    fn next_moment(&self) -> Option<Instant> {
+        let end = self.at.load(Relaxed).min(self.expiry.load(Relaxed));
+        match end.min(self.look.load(Relaxed)) {
             NEVER => None,
             micros => Some(self.epoch + Duration::from_micros(micros)),
         }
@@ -174,10 +236,10 @@ impl Cut {
     }
 
     /// Does what the moment asks for.
-    fn act(&self, taking: Option<&mut Taking>, now: Instant, cx: &Context<'_>) {
+    fn act(&self, taking: Option<&mut Taking>, now: Instant, cx: &mut Context<'_>) {
         let micros = self.micros(now);
-        if self.at.load(Relaxed) <= micros {
-            self.shut_down(cx);
+        if self.at.load(Relaxed).min(self.expiry.load(Relaxed)) <= micros {
+            self.time_is_up(micros, cx);
         }
         if self.look.load(Relaxed) > micros {
             return;
@@ -220,8 +282,39 @@ impl Cut {
         }
         self.waker.register(cx.waker());
         let socket = self.socket.load(Relaxed);
-        if self.was_ordered() && (socket >= 0 || socket == SHARED) {
-            self.shut_down(cx);
+        if self.ordered().is_some() && (socket >= 0 || socket == SHARED) {
+            self.end(cx);
+        }
+    }
+
+    /// The end that was set has come.
+    fn time_is_up(&self, micros: u64, cx: &mut Context<'_>) {
+        if self.expiry.load(Relaxed) <= micros {
+            self.expiry.store(NEVER, Relaxed);
+            self.order(End::Expired);
+            return self.obey(cx);
+        }
+        match self.manner.load(Relaxed) {
+            CLOSING => {
+                self.shut_down(cx);
+                cx.waker().wake_by_ref();
+            }
+            GENTLY => {
+                self.order(End::Idle);
+                self.end(cx);
+            }
+            _ => self.shut_down(cx),
+        }
+    }
+
+    fn end(&self, cx: &mut Context<'_>) {
+        match self.manner.load(Relaxed) {
+            AT_ONCE => self.shut_down(cx),
+            GENTLY => {
+                self.close();
+                cx.waker().wake_by_ref();
+            }
+            _ => {}
         }
     }
 }
@@ -236,7 +329,7 @@ impl<F: Future + Unpin> Future for Watched<'_, F> {
             return polled;
         }
         this.cut.obey(cx);
-        while let Some(at) = this.cut.armed_for() {
+        while let Some(at) = this.cut.next_moment() {
             if this.timer.deadline().into_std() > at || this.timer.is_elapsed() {
                 let now = Instant::now();
                 if at <= now {

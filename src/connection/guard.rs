@@ -1,6 +1,6 @@
 //! A connection while a request is served that needs care: the framing of a chunked body is checked on its way to
 //! Pingora, a body must not come too slowly, a client that resets the connection does not take back what it has asked
-//! for, and an exchange ends from here where it cannot at its backend's socket.
+//! for, what becomes a WebSocket is followed, and an exchange ends from here where it cannot at its backend's socket.
 
 use std::io;
 use std::pin::Pin;
@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Cut;
 use super::pace::{MinRate, Pace, TooSlow};
+use super::websocket::{Link, Relay};
 use crate::admit::chunks::{ChunkFault, ChunkReader};
 use crate::admit::head::Head;
 
@@ -33,6 +34,18 @@ pub struct Guard {
     survives_reset: bool,
     /// Where backends are spoken to on connections that requests share.
     cut: Option<Arc<Cut>>,
+    /// The client asks for another protocol.
+    relay: Option<Relay>,
+}
+
+/// What a request needs beside its connection.
+pub struct Needs {
+    /// It has followed what was read of it already.
+    pub body: Body,
+    pub rate: Option<MinRate>,
+    pub survives_reset: bool,
+    pub cut: Option<Arc<Cut>>,
+    pub relay: Option<Relay>,
 }
 
 /// What is to come of a request's body.
@@ -43,16 +56,16 @@ pub enum Body {
 }
 
 impl Guard {
-    /// `body` has followed what was read of it already.
-    pub fn wrap(
-        stream: Stream,
-        body: Body,
-        rate: Option<MinRate>,
-        survives_reset: bool,
-        cut: Option<Arc<Cut>>,
-    ) -> Stream {
+    pub fn wrap(stream: Stream, needs: Needs) -> Stream {
+        let Needs {
+            body,
+            rate,
+            survives_reset,
+            cut,
+            relay,
+        } = needs;
         let is_whole = body.is_whole();
-        if is_whole && !survives_reset && cut.is_none() {
+        if is_whole && !survives_reset && cut.is_none() && relay.is_none() {
             return stream;
         }
         Box::new(Self {
@@ -61,7 +74,14 @@ impl Guard {
             pace: rate.filter(|_| !is_whole).map(Pace::new),
             survives_reset,
             cut,
+            relay,
         })
+    }
+
+    /// Where a WebSocket can begin: what is known of it.
+    pub fn link(stream: &Stream) -> Option<&Arc<Link>> {
+        let guard = stream.as_any().downcast_ref::<Self>()?;
+        guard.relay.as_ref().map(Relay::link)
     }
 
     /// The connection itself, once the request is over.
@@ -135,6 +155,12 @@ impl AsyncRead for Guard {
         if self.cut.as_ref().is_some_and(|cut| cut.is_over_here()) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
+        let Self { stream, relay, .. } = &mut *self;
+        if let Some(relay) = relay
+            && let Some(read) = relay.poll_read(stream, cx, buf)
+        {
+            return read;
+        }
         let before = buf.filled().len();
         let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buf) else {
             if let Some(pace) = &mut self.pace {
@@ -146,6 +172,9 @@ impl AsyncRead for Guard {
             Err(e) if self.survives_reset && e.kind() == io::ErrorKind::ConnectionReset => {}
             other => other?,
         }
+        if let Some(relay) = self.relay.as_ref().filter(|_| buf.filled().len() > before) {
+            relay.has_read();
+        }
         Poll::Ready(self.follow(&buf.filled()[before..]))
     }
 }
@@ -156,15 +185,28 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        let Self {
+            stream,
+            relay,
+            pace,
+            ..
+        } = &mut *self;
         // Pingora does not read while it writes.
-        if let Some(pace) = &mut self.pace {
+        if let Some(pace) = pace {
             pace.pauses();
         }
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        match relay {
+            Some(relay) => relay.poll_write(stream, cx, buf),
+            None => Pin::new(stream).poll_write(cx, buf),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let Self { stream, relay, .. } = &mut *self;
+        match relay {
+            Some(relay) => relay.poll_flush(stream, cx),
+            None => Pin::new(stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -176,11 +218,15 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.relay.is_some() {
+            let first = bufs.iter().find(|buf| !buf.is_empty());
+            return self.poll_write(cx, first.map_or(&[], |buf| buf));
+        }
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.relay.is_none() && self.stream.is_write_vectored()
     }
 }
 
@@ -189,6 +235,9 @@ impl AsyncWrite for Guard {
 #[async_trait]
 impl Shutdown for Guard {
     async fn shutdown(&mut self) {
+        if let Some(relay) = &mut self.relay {
+            relay.shutdown(&mut self.stream).await;
+        }
         self.stream.shutdown().await;
     }
 }

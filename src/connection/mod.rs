@@ -8,6 +8,7 @@ pub mod h2;
 mod pace;
 mod refuse;
 pub mod streams;
+pub mod websocket;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::pin;
@@ -31,11 +32,12 @@ use crate::observe::access_log::Logger;
 use crate::observe::registry::RouteMetrics;
 use crate::policies::{InForce, Times};
 use crate::reply::Refusal;
-pub use cut::Cut;
 use cut::Watched;
-use guard::{Body, Guard};
+pub use cut::{Cut, End};
+use guard::{Body, Guard, Needs};
 pub use pace::MinRate;
 use pace::Taking;
+use websocket::{Link, Relay};
 
 /// The application of the main listener.
 pub struct Front {
@@ -71,8 +73,8 @@ const NOT_SOON: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// What came of waiting for a head.
 enum Arrived {
-    /// With what was read of the body, and what is to come of it.
-    Head(BytesMut, Body),
+    /// With what was read of the body, what is to come of it, and what follows an upgrade.
+    Head(BytesMut, Body, Option<Relay>),
     /// The preface of HTTP/2, and what was read behind it.
     Http2(BytesMut),
     /// The client, the idle time or a shutdown ended the connection between two requests.
@@ -142,12 +144,13 @@ impl Front {
                     if let Err(fault) = body.read(&buf[head.len..]) {
                         return refused(Refusal::Malformed(fault.0), buf, since);
                     }
+                    let relay = head.upgrade.then(|| Relay::new(buf.len() > head.len));
                     if let Some(cut) = head.cut {
                         let tail = buf.split_off(cut.end);
                         buf.truncate(cut.start);
                         buf.unsplit(tail);
                     }
-                    return Arrived::Head(buf, body);
+                    return Arrived::Head(buf, body, relay);
                 }
                 Ok(Progress::Partial) => {}
                 Err(fault) => return refused(fault.into(), buf, since),
@@ -203,8 +206,8 @@ impl Front {
         let mut timer = pin!(tokio::time::sleep(NOT_SOON));
         loop {
             let arrived = self.read_head(&mut stream, wait, may_be_http2, &mut shutdown);
-            let (head, body) = match arrived.await {
-                Arrived::Head(head, body) => (head, body),
+            let (head, body, relay) = match arrived.await {
+                Arrived::Head(head, body, relay) => (head, body, relay),
                 Arrived::Http2(first) => {
                     Box::pin(h2::serve(self, stream, first, shutdown)).await;
                     return None;
@@ -223,8 +226,14 @@ impl Front {
                 (policies.times.rate, policies.shares_upstreams)
             };
             let taking = rate.map(|rate| Taking::new(stream.id(), rate));
-            let shared = shares_upstreams.then(|| cut.clone());
-            stream = Guard::wrap(stream, body, rate, !is_safe(&head), shared);
+            let needs = Needs {
+                body,
+                rate,
+                survives_reset: !is_safe(&head),
+                cut: shares_upstreams.then(|| cut.clone()),
+                relay,
+            };
+            stream = Guard::wrap(stream, needs);
             let session = session_of(stream, head, settings.take());
             let requests = Watched {
                 requests: self.proxy.process_new_http(session, &shutdown),
@@ -267,6 +276,11 @@ fn session_of(
     }
     session.set_pipelined_prefix(head);
     session
+}
+
+/// What is known of the WebSocket that this request's connection may become.
+pub fn link_of(session: &ServerSession) -> Option<Arc<Link>> {
+    session.stream().and_then(Guard::link).cloned()
 }
 
 fn refused(refusal: Refusal, buf: BytesMut, since: Option<Instant>) -> Arrived {

@@ -192,6 +192,7 @@ impl Front {
             elapsed: since.elapsed(),
             request_bytes: 0,
             response_bytes: sent,
+            close_code: None,
             headers: None,
         });
     }

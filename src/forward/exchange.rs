@@ -16,7 +16,7 @@ use super::deadline::{Deadline, Timeouts};
 use super::overload::{Baseline, Slot, Tenant};
 use super::pool::{Affinity, Attempt, Pool};
 use super::retry::{Case, Decision, Failure};
-use crate::connection::Cut;
+use crate::connection::{Cut, End};
 use crate::reply::Refusal;
 use crate::route::{MethodIndex, Route};
 
@@ -216,6 +216,12 @@ impl Exchange {
         false
     }
 
+    /// The backend has agreed to a WebSocket: from now on only the time counts in which nothing flows.
+    pub fn upgraded(&self, idle: Duration) {
+        self.cut.be_gentle();
+        self.cut.move_to(Instant::now() + idle);
+    }
+
     /// For a piece of the answer to be taken by the client.
     pub fn patience(&self) -> Duration {
         let left = || self.deadline.left(Instant::now()).unwrap_or_default();
@@ -264,22 +270,25 @@ impl Exchange {
         self.cut.was_shut_down()
     }
 
-    /// Whether it was, because its caller's token counts no longer.
-    pub fn was_revoked(&self) -> bool {
-        self.was_cut() && self.cut.was_ordered()
+    /// Why somebody else has cut it, if it was.
+    pub fn was_ended(&self) -> Option<End> {
+        self.cut.ordered().filter(|_| self.was_cut())
     }
 
     /// Why it was cut, if it was.
     pub fn cut_short(&self) -> Option<Box<Error>> {
-        let error = match (self.was_cut(), self.was_revoked()) {
-            (false, _) => return None,
-            (true, true) => Error::explain(
-                ErrorType::ConnectionClosed,
-                "the caller's token was revoked",
-            ),
-            (true, false) => Error::explain(ErrorType::ReadTimedout, "the answer came too slowly"),
+        use ErrorType as E;
+        if !self.was_cut() {
+            return None;
+        }
+        let (kind, why) = match self.was_ended() {
+            Some(End::Revoked) => (E::ConnectionClosed, "the caller's token was revoked"),
+            Some(End::KeyChanged) => (E::ConnectionClosed, "the caller's API key was changed"),
+            Some(End::Expired) => (E::ConnectionClosed, "the caller's credentials have expired"),
+            Some(End::Draining) => (E::ConnectionClosed, "the process ends"),
+            Some(End::Idle) | None => (E::ReadTimedout, "the answer came too slowly"),
         };
-        Some(error.into_up())
+        Some(Error::explain(kind, why).into_up())
     }
 
     /// Why its client was given up, if it was.

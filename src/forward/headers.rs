@@ -10,6 +10,7 @@ use pingora::http::RequestHeader;
 
 use crate::admit::auth::Caller;
 use crate::admit::request_id::X_REQUEST_ID;
+use crate::admit::websocket::Handshake;
 use crate::forward::deadline::{Deadline, X_REQUEST_DEADLINE};
 use crate::observe::trace::Trace;
 use crate::route::Route;
@@ -27,6 +28,8 @@ pub struct Stamps<'a> {
     pub deadline: Deadline,
     /// The client said so.
     pub takes_trailers: bool,
+    /// The request asks for a WebSocket.
+    pub handshake: Option<&'a Handshake>,
 }
 
 pub const X_GATEWAY_FORWARDED: HeaderName = HeaderName::from_static("x-gateway-forwarded");
@@ -84,6 +87,7 @@ fn stamp(fields: &mut HeaderMap, stamps: Stamps<'_>) {
         trace,
         deadline,
         takes_trailers: _, // for `rewrite`
+        handshake,
     } = stamps;
     fields.insert(HOST, authority);
     fields.insert(X_REQUEST_ID, request_id);
@@ -98,6 +102,9 @@ fn stamp(fields: &mut HeaderMap, stamps: Stamps<'_>) {
     }
     if let Some(trace) = trace {
         fields.insert(TRACEPARENT, trace.header());
+    }
+    if let Some(handshake) = handshake {
+        handshake.stamp_request(fields);
     }
 }
 

@@ -42,6 +42,8 @@ pub struct Access<'a> {
     pub elapsed: Duration,
     pub request_bytes: usize,
     pub response_bytes: usize,
+    /// It was a WebSocket, and ended so.
+    pub close_code: Option<u16>,
     /// Logged at debug, with secrets replaced.
     pub headers: Option<&'a HeaderMap>,
 }
@@ -89,7 +91,8 @@ impl Logger {
             _ => log::Level::Info,
         };
         self.write(level, |line| access.write(line));
-        if access.elapsed > self.slow {
+        // How long a WebSocket stays open says nothing about how slow it is.
+        if access.elapsed > self.slow && access.close_code.is_none() {
             self.write(log::Level::Warn, |line| {
                 line.text("context", "performance");
                 line.text("metric", "slow_request");
@@ -177,6 +180,10 @@ impl Access<'_> {
         line.millis("responseTime", self.elapsed);
         line.number("requestBytes", self.request_bytes as u64);
         line.number("responseBytes", self.response_bytes as u64);
+        if let Some(code) = self.close_code {
+            line.text("protocol", "websocket");
+            line.number("closeCode", u64::from(code));
+        }
         if let Some(headers) = self.headers {
             line.headers("headers", headers);
         }

@@ -1,6 +1,7 @@
 //! What never reaches the log: the documented fields, and their kin, wherever they appear.
 
 use http::HeaderName;
+use http::header::SEC_WEBSOCKET_PROTOCOL;
 
 /// What stands in their place, as Pino had it.
 pub const REDACTED: &str = "[REDACTED]";
@@ -57,7 +58,10 @@ pub fn is_secret(name: &str) -> bool {
 }
 
 pub fn is_secret_header(name: &HeaderName) -> bool {
-    is_secret(name.as_str()) || name.as_str().starts_with("x-internal-")
+    is_secret(name.as_str())
+        || name.as_str().starts_with("x-internal-")
+        // A token may stand among the names.
+        || *name == SEC_WEBSOCKET_PROTOCOL
 }
 
 /// Appends a target for the log: its path as it is, the values of secret query parameters replaced.

@@ -14,6 +14,7 @@ use crate::admit::limits::Exceeded;
 use crate::admit::lookup::NotFoundOut;
 use crate::admit::path::PathFault;
 use crate::admit::size::TooLarge;
+use crate::connection::streams::TooManyStreams;
 use crate::forward::deadline::NotATime;
 use crate::route::NoRoute;
 
@@ -52,6 +53,10 @@ pub enum Refusal {
     HeadersTooLarge,
     VersionNotSupported,
     RateLimited(Exceeded),
+    /// The caller has as many WebSockets and event streams open as it may.
+    TooManyStreams,
+    /// A version of the WebSocket protocol that is not spoken here.
+    WebSocketVersion,
     /// Who is calling cannot be found out at the moment.
     CannotTell,
     /// The service has no instance that answers: connection refused, none healthy, or its breaker is open.
@@ -151,6 +156,16 @@ impl Refusal {
                 "RATE_LIMIT_ERROR",
                 "Rate limit exceeded".into(),
             ),
+            Refusal::TooManyStreams => (
+                S::TOO_MANY_REQUESTS,
+                "RATE_LIMIT_ERROR",
+                "Too many streams are open".into(),
+            ),
+            Refusal::WebSocketVersion => (
+                S::UPGRADE_REQUIRED,
+                "UPGRADE_REQUIRED",
+                "Version 13 of the WebSocket protocol is spoken here".into(),
+            ),
             Refusal::CannotTell => (
                 S::SERVICE_UNAVAILABLE,
                 "SERVICE_UNAVAILABLE",
@@ -199,7 +214,7 @@ impl Refusal {
             | Refusal::Unavailable {
                 retry_after_secs, ..
             } => Some((*retry_after_secs).max(1)),
-            Refusal::Overloaded(_) | Refusal::CannotTell => Some(1),
+            Refusal::Overloaded(_) | Refusal::CannotTell | Refusal::TooManyStreams => Some(1),
             _ => None,
         }
     }
@@ -297,6 +312,12 @@ impl From<TooLarge> for Refusal {
 impl From<OriginNotAllowed> for Refusal {
     fn from(_: OriginNotAllowed) -> Self {
         Refusal::Forbidden("This origin is not allowed")
+    }
+}
+
+impl From<TooManyStreams> for Refusal {
+    fn from(_: TooManyStreams) -> Self {
+        Refusal::TooManyStreams
     }
 }
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER, WWW_AUTHENTICATE,
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
+    UPGRADE, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
@@ -58,6 +59,11 @@ pub async fn refuse(
     match refusal {
         Refusal::MethodNotAllowed(allow) => drop(fields.insert(ALLOW, allow.clone())),
         Refusal::RateLimited(exceeded) => exceeded.stamp(&mut fields),
+        // What would be good instead (RFC 9110, section 15.5.22, and RFC 6455, section 4.4).
+        Refusal::WebSocketVersion => {
+            fields.insert(UPGRADE, HeaderValue::from_static("websocket"));
+            fields.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        }
         _ => {}
     }
     if refusal.closes_connection() {

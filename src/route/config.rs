@@ -9,6 +9,7 @@ use super::{METHODS, MethodIndex};
 use crate::admit::auth::AuthRule;
 use crate::admit::auth::refresh::SessionStep;
 use crate::admit::tenancy::VenueRule;
+use crate::admit::websocket::{WebSocket, WebSocketConfig};
 use crate::config::{self, Bytes, Problems};
 use crate::forward::deadline::TimeoutConfig;
 use crate::forward::overload::Priority;
@@ -61,9 +62,37 @@ pub struct RouteConfig {
     /// Where venues are looked for that are not the caller's.
     #[serde(default)]
     pub venues: VenueRule,
+    /// WebSockets may begin here.
+    #[serde(default)]
+    pub websocket: Option<WebSocketConfig>,
     /// Forward `Cookie`.
     #[serde(default)]
     pub cookies: bool,
+}
+
+/// What the WebSockets of a route may be.
+pub fn compile_websocket(
+    place: &str,
+    websocket: Option<WebSocketConfig>,
+    methods: &[MethodIndex],
+    webhook: bool,
+    problems: &mut Problems,
+) -> Option<Box<WebSocket>> {
+    let place = format!("{place}.websocket");
+    let websocket = websocket?.compile(&place, problems);
+    if !methods
+        .iter()
+        .any(|method| METHODS[method.0] == Method::GET)
+    {
+        problems.add(
+            &*place,
+            "a WebSocket begins with a GET, which is none of `methods`",
+        );
+    }
+    if webhook {
+        problems.add(&*place, "a webhook is no WebSocket");
+    }
+    Some(Box::new(websocket))
 }
 
 /// Whether a route may do this to its caller's tokens.

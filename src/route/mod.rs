@@ -20,6 +20,7 @@ use crate::admit::limits::{GLOBAL, Limits, MAX_RULES, Rule, Who};
 use crate::admit::permissions::{Owner, Required, Roles, is_permission};
 use crate::admit::size::BodyLimit;
 use crate::admit::tenancy::{PathVenues, VenueRule};
+use crate::admit::websocket::WebSocket;
 use crate::config::Problems;
 use crate::forward::deadline::Timeouts;
 use crate::forward::overload::{Baseline, Priority};
@@ -49,6 +50,8 @@ pub struct Route {
     /// By method.
     pub baselines: Arc<[Baseline; METHODS.len()]>,
     pub webhook: bool,
+    /// What its WebSockets may be, if any may begin here.
+    pub websocket: Option<Box<WebSocket>>,
     pub body: BodyLimit,
     pub limits: Vec<Arc<Rule>>,
     pub forward_headers: Vec<HeaderName>,
@@ -116,6 +119,7 @@ impl RouteConfig {
             limits,
             forward_headers,
             venues,
+            websocket,
             cookies,
         } = self;
         let methods = compile_methods(place, &methods, permissions.keys(), problems);
@@ -138,6 +142,7 @@ impl RouteConfig {
                 "nobody is identified on a public route",
             );
         }
+        let websocket = config::compile_websocket(place, websocket, &methods, webhook, problems);
         config::check_session(place, session, auth, &methods, problems);
         let owner = match owner.as_deref() {
             None => Owner::Unknown,
@@ -217,6 +222,7 @@ impl RouteConfig {
             priority: priority.unwrap_or(usual),
             baselines: before.map_or_else(Arc::default, |before| before.baselines.clone()),
             webhook,
+            websocket,
             body: body_limit.map_or(parts.body, |bytes| BodyLimit(bytes.0)),
             limits,
             venues,

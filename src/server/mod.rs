@@ -148,6 +148,7 @@ pub fn compile(
         tenancy,
         roles,
         limits,
+        streams,
         timeouts,
         breaker,
         retry,
@@ -232,11 +233,13 @@ pub fn compile(
         before: before.map(|before| &*before.pools),
     };
     let pools = Arc::new(Pools::compile(services, timeouts, &parts, p));
+    let streams = streams.compile(shutdown_timeout, p);
     let parts = auth::Parts {
         stage: *stage,
         roles: &roles,
         known: &process.known,
         pools: &pools,
+        streams,
         attempts,
         before: before.map(|before| &before.auth),
     };
@@ -327,6 +330,7 @@ pub fn run(origin: Origin, compiled: Compiled, sink: Sink) -> Result<(), String>
 
     let source = origin.source.to_string();
     let private = policies.ops.listen;
+    policies.auth.begins();
     let in_force = Arc::new(ArcSwap::from_pointee(policies));
     let (gateway, front) = process.front(&in_force);
     let (connections, logger) = (front.connections.clone(), front.logger.clone());

@@ -70,11 +70,19 @@ impl Process {
         let users = remembered("user", CACHES[0], commands, &metrics);
         let members = remembered("member", CACHES[1], commands, &metrics);
         let lookups = metrics.api_key_lookups();
-        let known = auth::Known::new(revoked, commands, users.clone(), lookups);
+        let known = auth::Known::new(
+            revoked,
+            commands,
+            users.clone(),
+            lookups,
+            &metrics.streams_open,
+        );
         let shared_limits = commands.map(|redis| Shared::new(redis.clone(), books.clone()));
         let mut tasks = known.tasks();
         let mut memories: Vec<Arc<dyn Remembers>> = vec![users, members.clone()];
         memories.extend(known.stored_keys.clone().map(|keys| keys as Arc<_>));
+        // After them: what it doubts is looked up anew.
+        memories.push(known.streams.clone());
         tasks.extend(
             redis
                 .into_iter()
@@ -104,6 +112,7 @@ impl Process {
             in_force: in_force.clone(),
             metrics: self.metrics.clone(),
             unmatched: self.unmatched.clone(),
+            websockets: self.metrics.websockets(),
             logger: self.logger.clone(),
         };
         let front = FrontParts {

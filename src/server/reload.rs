@@ -195,6 +195,7 @@ impl Reloading {
         } = compiled;
         let policies = Arc::new(policies);
         self.in_force.store(policies.clone());
+        policies.auth.begins();
         before.pools.retire(&policies.pools);
         self.running.only(policies.tasks());
         self.watch = watch;

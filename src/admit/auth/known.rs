@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use pingora::services::background::BackgroundService;
+use prometheus::IntGaugeVec;
 
 use super::api_key::{Lookups, StoredKeys};
 use super::keys::RandomSecret;
@@ -31,11 +32,12 @@ impl Known {
         redis: Option<&Arc<Redis>>,
         users: Arc<Cache<User>>,
         lookups: Lookups,
+        streams_open: &IntGaugeVec,
     ) -> Self {
         Self {
             stored_keys: redis.map(|redis| Arc::new(StoredKeys::new(redis.clone(), lookups))),
             users,
-            streams: Arc::new(Streams::new(revoked.clone())),
+            streams: Arc::new(Streams::new(revoked.clone(), streams_open)),
             families: Arc::new(Store::new(redis.cloned())),
             failures: Arc::default(),
             random: RandomSecret::default(),

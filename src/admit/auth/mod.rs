@@ -25,7 +25,7 @@ use super::lookup::Behalf;
 use super::permissions::{Permissions, RoleId, Roles};
 use super::tenancy::Venues;
 use crate::config::{self, Duration, Problems, Secret, Stage};
-use crate::connection::streams::Streams;
+use crate::connection::streams::{Credentials, Rule, StreamLimits, Streams};
 use crate::forward::pool::Pools;
 use crate::policies::Task;
 use crate::state::{Revoked, TokenFacts};
@@ -97,6 +97,8 @@ pub struct Caller {
     pub is_complete: bool,
     /// What its token says of itself, where it has one.
     pub token: Option<TokenFacts>,
+    /// When its credential is over; unix seconds.
+    pub until: Option<i64>,
 }
 
 /// How many times the limits are a caller's: the documented multipliers.
@@ -121,6 +123,7 @@ pub struct Parts<'a> {
     pub roles: &'a Arc<Roles>,
     pub known: &'a Known,
     pub pools: &'a Pools,
+    pub streams: StreamLimits,
     pub attempts: Attempts,
     /// Whose place this takes.
     pub before: Option<&'a Auth>,
@@ -169,7 +172,8 @@ pub struct TenantsDiffer;
 /// Identifies callers, and answers what they ask about their tokens.
 pub struct Auth {
     tokens: Arc<Tokens>,
-    api_keys: ApiKeys,
+    api_keys: Arc<ApiKeys>,
+    stream_limits: StreamLimits,
     users: Users,
     failures: FailureGuard,
     attempts: Attempts,
@@ -210,6 +214,7 @@ impl AuthConfig {
             roles,
             known,
             pools,
+            streams,
             attempts,
             before,
         } = parts;
@@ -241,7 +246,12 @@ impl AuthConfig {
             streams: known.streams.clone(),
             tokens: Tokens::compile(jwt, tokens, problems),
             users,
-            api_keys: ApiKeys::compile(api_keys, known.stored_keys.clone(), problems),
+            api_keys: Arc::new(ApiKeys::compile(
+                api_keys,
+                known.stored_keys.clone(),
+                problems,
+            )),
+            stream_limits: streams,
             failures: failures.compile(known.failures.clone(), problems),
             attempts,
         }
@@ -357,6 +367,17 @@ impl Auth {
         found.map(Some).map_err(guarded)
     }
 
+    /// What a caller was let in with: what is open for it lasts no longer.
+    pub fn credentials(
+        &self,
+        headers: &HeaderMap,
+        caller: Option<&Arc<Caller>>,
+        beside: Option<&Arc<Caller>>,
+    ) -> Credentials {
+        let key = Given::of(headers).ok().flatten().map(|given| given.keep());
+        Credentials::new(bearer(headers).ok().flatten(), key, caller, beside)
+    }
+
     /// Whether credentials of this address that were not seen before are looked at.
     ///
     /// # Errors
@@ -373,6 +394,14 @@ impl Auth {
     /// Fetches the issuer's keys, where nobody has yet.
     pub async fn first_look(&self) {
         self.tokens.first_look().await;
+    }
+
+    /// From now on what streams is asked about here.
+    pub fn begins(&self) {
+        self.streams.obey(Rule {
+            keys: self.api_keys.clone(),
+            limits: self.stream_limits,
+        });
     }
 
     /// What keeps the issuer's keys fresh.
@@ -435,6 +464,16 @@ impl Caller {
             Source::Jwt => ("rl:user:", &self.id),
             Source::ApiKey => ("rl:api:", &self.id),
         }
+    }
+
+    /// Whether it is who the other is, and may do what the other may.
+    pub fn may_the_same_as(&self, other: &Self) -> bool {
+        let rights = |caller: &Self| (caller.role, caller.source, caller.tier);
+        self.id == other.id
+            && self.tenant == other.tenant
+            && self.permissions == other.permissions
+            && self.venues == other.venues
+            && rights(self) == rights(other)
     }
 }
 

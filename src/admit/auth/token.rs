@@ -314,6 +314,7 @@ impl Tokens {
             venues: Venues::new(venue, venues.into_iter().flatten()),
             is_complete,
             token: Some(facts),
+            until: Some((exp as i64).saturating_add(LEEWAY)),
         };
         Some(Verified {
             caller: Arc::new(caller),

@@ -125,6 +125,7 @@ impl Users {
             venues: Venues::new(venue.clone(), venues.iter().cloned()),
             is_complete: true,
             token: caller.token.clone(),
+            until: caller.until,
         }))
     }
 }

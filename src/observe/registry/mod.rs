@@ -45,6 +45,8 @@ pub struct Metrics {
     requests_by_protocol: IntCounterVec,
     /// HTTP/2 connections that were ended for what their clients did on them.
     pub http2_closed: IntCounterVec,
+    /// Open WebSockets, event streams and other answers that stream.
+    pub streams_open: IntGaugeVec,
     log_lines_dropped: IntGauge,
     redis_up: IntGauge,
     pub redis: RedisMetrics,
@@ -161,7 +163,7 @@ impl Metrics {
             requests_by_protocol: counters(
                 &registry,
                 "downstream_requests_by_protocol_total",
-                "Requests by the protocol that their clients spoke",
+                "Requests by the protocol that they came in, or became",
                 &["protocol"],
             )?,
             http2_closed: counters(
@@ -169,6 +171,12 @@ impl Metrics {
                 "downstream_http2_closed_total",
                 "HTTP/2 connections that were ended for what their clients did on them",
                 &["reason"],
+            )?,
+            streams_open: gauges(
+                &registry,
+                "streams_open",
+                "Open WebSockets, event streams and other answers that stream",
+                &["kind"],
             )?,
             log_lines_dropped: registered(
                 &registry,
@@ -199,7 +207,7 @@ impl Metrics {
             registry,
         };
         metrics.build_info.set(1.0);
-        for limit in ["address", "authentication", "caller"] {
+        for limit in ["address", "authentication", "caller", "streams"] {
             metrics.rate_limit_hits.with_label_values(&[limit]);
         }
         for outcome in ["reloaded", "failed"] {
@@ -217,6 +225,11 @@ impl Metrics {
             http1: of("http/1.1"),
             http2: of("h2"),
         }
+    }
+
+    /// Requests that became a WebSocket.
+    pub fn websockets(&self) -> IntCounter {
+        self.requests_by_protocol.with_label_values(&["websocket"])
     }
 
     pub fn api_key_lookups(&self) -> Lookups {

@@ -74,7 +74,7 @@ pub fn compile(config: BTreeMap<String, ApiKeyConfig>, problems: &mut Problems) 
         if tenant.is_empty() {
             problems.add(format!("{place}.tenant_id"), "must not be empty");
         }
-        let caller = Arc::new(holder(id, tenant, permissions, tier, venues));
+        let caller = Arc::new(holder(id, tenant, permissions, tier, venues, expires_at));
         if keys.insert(digest, ApiKey { caller, expires_at }).is_some() {
             problems.add(format!("{place}.sha256"), "is the key of another entry too");
         }

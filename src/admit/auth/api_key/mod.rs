@@ -11,11 +11,13 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue};
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
 
 use super::{AuthError, Caller, Source, Tier};
 use crate::admit::permissions::Permissions;
 use crate::admit::tenancy::Venues;
 use crate::config::Problems;
+use crate::state::{API_KEY_DIGESTS, API_KEYS};
 pub use config::ApiKeyConfig;
 pub use record::Record;
 pub use stored::{Lookups, StoredKeys};
@@ -43,6 +45,13 @@ struct ApiKey {
 /// What `X-API-Key` carries.
 pub struct Given<'a> {
     key: &'a [u8],
+    digest: Digest,
+}
+
+/// The same, kept while what it was given for is open.
+#[derive(Clone)]
+pub struct GivenKey {
+    key: Arc<Zeroizing<Vec<u8>>>,
     digest: Digest,
 }
 
@@ -86,6 +95,17 @@ impl ApiKeys {
         }
     }
 
+    /// The holder of a key that was seen before.
+    ///
+    /// # Errors
+    /// As for [`ApiKeys::look_up`].
+    pub async fn find(&self, given: &Given<'_>) -> Result<Arc<Caller>, AuthError> {
+        match self.recall(given) {
+            Some(known) => known,
+            None => self.look_up(given).await,
+        }
+    }
+
     fn stored_for(&self, given: &Given<'_>) -> Option<&Arc<StoredKeys>> {
         self.stored.as_ref().filter(|_| may_be_stored(given.key))
     }
@@ -109,8 +129,10 @@ fn holder(
     permissions: Vec<String>,
     tier: Tier,
     venues: Vec<String>,
+    expires_at: Option<Timestamp>,
 ) -> Caller {
     Caller {
+        until: expires_at.map(Timestamp::as_second),
         id: id.into(),
         role: None,
         permissions: Permissions::new(permissions),
@@ -138,6 +160,36 @@ impl<'a> Given<'a> {
         }
         let digest = Digest::of(key);
         Ok(Some(Self { key, digest }))
+    }
+
+    pub fn keep(&self) -> GivenKey {
+        GivenKey {
+            key: Arc::new(Zeroizing::new(self.key.to_vec())),
+            digest: self.digest,
+        }
+    }
+}
+
+// === impl GivenKey ===
+
+impl GivenKey {
+    pub fn as_given(&self) -> Given<'_> {
+        Given {
+            key: &self.key,
+            digest: self.digest,
+        }
+    }
+
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+}
+
+/// The digest of the key that stands under this name in Redis.
+pub fn digest_of(name: &[u8]) -> Option<Digest> {
+    match name.strip_prefix(API_KEY_DIGESTS.as_bytes()) {
+        Some(hex) => Digest::of_hex(std::str::from_utf8(hex).ok()?),
+        None => name.strip_prefix(API_KEYS.as_bytes()).map(Digest::of),
     }
 }
 

@@ -94,7 +94,7 @@ impl Record {
         } = self;
         let tenant = HeaderValue::try_from(tenant_id).ok().filter(|_| active)?;
         Some(ApiKey {
-            caller: Arc::new(holder(id, tenant, permissions, tier, venues)),
+            caller: Arc::new(holder(id, tenant, permissions, tier, venues, expires_at)),
             expires_at,
         })
     }

@@ -19,7 +19,7 @@ use futures::future::{BoxFuture, Shared, join};
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 
-use super::{ApiKey, Digest, Given, Record, may_be_plain};
+use super::{ApiKey, Digest, Given, Record, digest_of, may_be_plain};
 use crate::admit::auth::{AuthError, Caller};
 use crate::state::{API_KEY_DIGESTS, API_KEYS, Away, Memory, Redis, Remembers, memory};
 
@@ -224,12 +224,7 @@ impl StoredKeys {
 
 impl Remembers for StoredKeys {
     fn forget(&self, key: &[u8]) {
-        let digest = if let Some(hex) = key.strip_prefix(API_KEY_DIGESTS.as_bytes()) {
-            std::str::from_utf8(hex).ok().and_then(Digest::of_hex)
-        } else {
-            key.strip_prefix(API_KEYS.as_bytes()).map(Digest::of)
-        };
-        let Some(digest) = digest else {
+        let Some(digest) = digest_of(key) else {
             return;
         };
         let mut pending = self.pending.lock();

@@ -1,0 +1,71 @@
+//! The background task that asks whether what is open may stay open.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+
+use super::Streams;
+use crate::admit::auth::AuthError;
+
+pub struct Ask(pub Arc<Streams>);
+
+/// Between two looks at all streams, when one change follows the other.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Before Redis is asked again for a key that it could not tell of.
+const AGAIN: Duration = Duration::from_millis(500);
+
+impl Ask {
+    /// Returns whether all could be found out.
+    async fn ask_for_keys(&self) -> bool {
+        let Self(streams) = self;
+        let Some(rule) = streams.rule.load_full() else {
+            return true;
+        };
+        let mut all = true;
+        for (digest, given) in streams.doubtful_keys() {
+            match rule.keys.find(&given.as_given()).await {
+                Ok(holder) => streams.settle(digest, Some(&holder)),
+                Err(AuthError::CannotTell) => {
+                    streams.doubt(|other| other.digest() == digest);
+                    all = false;
+                }
+                Err(_) => streams.settle(digest, None),
+            }
+        }
+        all
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Ask {
+    /// Until the process ends: streams are open meanwhile.
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let Self(streams) = self;
+        let mut drained = pin!(async {
+            // An error means that the server is gone: the same.
+            let _ = shutdown.wait_for(|down| *down).await;
+            tokio::time::sleep(streams.drain_grace()).await;
+            streams.drain();
+            // This is over; what is asked goes on.
+            std::future::pending::<()>().await
+        });
+        let mut all_told = true;
+        loop {
+            tokio::select! {
+                () = streams.revoked.news() => streams.ask_all(),
+                () = streams.doubts.notified() => all_told = self.ask_for_keys().await,
+                () = tokio::time::sleep(AGAIN), if !all_told => all_told = self.ask_for_keys().await,
+                () = &mut drained => {}
+            }
+            tokio::select! {
+                () = tokio::time::sleep(PAUSE) => {}
+                () = &mut drained => {}
+            }
+        }
+    }
+}
