@@ -62,6 +62,9 @@ mod webhooks;
 mod chaos;
 mod overload;
 
+mod events;
+mod websocket;
+
 mod logs;
 mod metrics;
 mod ops;

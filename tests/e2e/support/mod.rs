@@ -26,6 +26,7 @@ pub mod tenancy;
 pub mod token;
 pub mod upstream;
 pub mod wait;
+pub mod websocket;
 
 /// The names that nearly every test needs.
 pub mod prelude {
