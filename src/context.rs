@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue, StatusCode};
+use pingora_proxy::Session;
 
 use crate::admit::auth::Caller;
 use crate::admit::auth::refresh::SessionStep;
@@ -145,6 +146,11 @@ impl Ctx {
             method: self.method?,
             event: self.event.as_deref(),
         })
+    }
+
+    /// Whether nothing is missing of the request. A handshake has no body, although one is awaited.
+    pub fn has_all(&self, session: &mut Session) -> bool {
+        self.handshake.is_some() || session.as_mut().is_body_done()
     }
 
     /// On whose behalf other services are asked.

@@ -18,6 +18,7 @@ use prometheus::IntCounter;
 use crate::admit::Admitted;
 use crate::admit::cors::Cors;
 use crate::admit::request_id::X_REQUEST_ID;
+use crate::admit::websocket;
 use crate::context::Ctx;
 use crate::forward::exchange::{Exchange, NotSent};
 use crate::forward::headers;
@@ -135,11 +136,19 @@ impl ProxyHttp for Gateway {
         };
         let tenant = ctx.caller.as_ref().map(|caller| caller.tenant.as_bytes());
         let tenant = Tenant::named(tenant.unwrap_or_default());
-        let refusal = match Exchange::begin(session, route, method, tenant, deadline).await {
+        if ctx.handshake.is_some()
+            && let Err(refusal) = self.await_upgrade(session)
+        {
+            reply::refuse(session, ctx, &refusal).await?;
+            return Ok(false);
+        }
+        let whole = ctx.has_all(session);
+        let begun = Exchange::begin(session, route, method, tenant, deadline, whole).await;
+        let refusal = match begun {
             Ok(exchange) => {
                 ctx.exchange = Some(exchange);
                 // One whose body was read for a policy has been told already.
-                if !session.as_mut().is_body_done() {
+                if !whole {
                     reply::tell_to_continue(session).await?;
                 }
                 return Ok(true);
@@ -185,8 +194,9 @@ impl ProxyHttp for Gateway {
         _: Option<&Digest>,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        let whole = ctx.has_all(session);
         if let Some(exchange) = &mut ctx.exchange {
-            exchange.connected(socket, session.as_mut().is_body_done());
+            exchange.connected(socket, whole);
         }
         Ok(())
     }
@@ -325,6 +335,7 @@ impl ProxyHttp for Gateway {
         client_reused: bool,
     ) -> Box<Error> {
         let mut e = e.more_context(format!("instance {}", peer._address));
+        let whole = ctx.has_all(session);
         let Some(exchange) = &mut ctx.exchange else {
             return e;
         };
@@ -343,7 +354,7 @@ impl ProxyHttp for Gateway {
             ctx.refusal = Some(Refusal::InvalidToken);
             return error.unwrap_or(e);
         }
-        let blame = verdict::blame(&e, session, exchange.was_cut(), client_reused);
+        let blame = verdict::blame(&e, session, whole, exchange.was_cut(), client_reused);
         e.set_retry(false);
         match blame {
             Blame::Instance(failure) => {
@@ -355,6 +366,7 @@ impl ProxyHttp for Gateway {
             }
             Blame::Client => {
                 exchange.abandon();
+                ctx.refusal = websocket::too_early(session).or(ctx.refusal.take());
                 return exchange.client_fault().unwrap_or(e);
             }
             Blame::SlowClient => {

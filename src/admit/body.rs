@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::Version;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora_proxy::Session;
 use pingora_timeout::timeout;
@@ -84,7 +85,13 @@ pub enum Size {
 
 impl Size {
     pub fn announced(session: &mut Session) -> Self {
-        if session.as_mut().is_body_empty() {
+        let fields = &session.req_header().headers;
+        let announces =
+            fields.contains_key(CONTENT_LENGTH) || fields.contains_key(TRANSFER_ENCODING);
+        // HTTP/2 need not announce one.
+        if (!announces && session.req_header().version <= Version::HTTP_11)
+            || session.as_mut().is_body_empty()
+        {
             return Self::None;
         }
         let fields = &session.req_header().headers;

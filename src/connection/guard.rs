@@ -173,7 +173,7 @@ impl AsyncRead for Guard {
             other => other?,
         }
         if let Some(relay) = self.relay.as_ref().filter(|_| buf.filled().len() > before) {
-            relay.has_read();
+            relay.has_read()?;
         }
         Poll::Ready(self.follow(&buf.filled()[before..]))
     }

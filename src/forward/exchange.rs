@@ -63,6 +63,7 @@ impl Exchange {
         method: MethodIndex,
         tenant: Tenant,
         deadline: Deadline,
+        request_is_whole: bool,
     ) -> Result<Self, NotSent> {
         let now = Instant::now();
         let service = &route.service;
@@ -70,7 +71,7 @@ impl Exchange {
         let permit = service
             .breaker
             // What probes must not depend on how fast a client sends.
-            .admit(now, session.as_mut().is_body_done())
+            .admit(now, request_is_whole)
             .map_err(|rejected| unavailable(service, rejected.retry_after))?;
         let slot = match service.limiter.enter(tenant) {
             Some(slot) => slot,

@@ -77,8 +77,9 @@ pub enum Blame {
     SlowClient,
 }
 
-/// `was_cut`: by us, when the time was over. `reused`: the connection had served another request before.
-pub fn blame(error: &Error, session: &mut Session, was_cut: bool, reused: bool) -> Blame {
+/// `whole`: all of the request has come. `was_cut`: by us, when the time was over. `reused`: the connection had served
+/// another request before.
+pub fn blame(error: &Error, session: &Session, whole: bool, was_cut: bool, reused: bool) -> Blame {
     if *error.esource() == ErrorSource::Upstream {
         // Pingora's own time-outs stand only where a connection is shared, and are met there when the backend does not
         // even take the request.
@@ -95,7 +96,7 @@ pub fn blame(error: &Error, session: &mut Session, was_cut: bool, reused: bool) 
     if was_cut {
         // A backend cannot answer what it was not sent, unless it was the one that did not take it.
         let stuck = session.upstream_write_pending_time() > STUCK;
-        return match session.as_mut().is_body_done() || stuck {
+        return match whole || stuck {
             true => Blame::Instance(Failure::Timeout),
             false => Blame::SlowClient,
         };

@@ -15,6 +15,7 @@ use pingora_proxy::Session;
 use super::{Refusal, grpc};
 use crate::admit::cors::Cors;
 use crate::admit::request_id::X_REQUEST_ID;
+use crate::connection::link_of;
 use crate::context::Ctx;
 
 /// An answer of our own that is not a refusal.
@@ -127,6 +128,11 @@ async fn write(
     let mut parts = http::Response::new(()).into_parts().0;
     parts.status = status;
     parts.headers = fields;
+    if ctx.handshake.is_some()
+        && let Some(link) = link_of(session.as_ref())
+    {
+        link.decline();
+    }
     drain_small_body(session).await;
     let has_body = !body.is_empty() && session.req_header().method != Method::HEAD;
     let head = Box::new(ResponseHeader::from(parts));

@@ -113,6 +113,8 @@ impl Handshake {
     pub fn stamp_request(&self, fields: &mut HeaderMap) {
         fields.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         fields.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        // Pingora awaits one (`connection::websocket`), and would announce it.
+        fields.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         fields.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         fields.insert(SEC_WEBSOCKET_KEY, self.key.clone());
         fields.remove(SEC_WEBSOCKET_PROTOCOL);

@@ -30,6 +30,14 @@ pub fn is_upgrade(fields: &HeaderMap) -> bool {
     fields.contains_key(UPGRADE)
 }
 
+/// What a client is told that sent frames before its handshake was answered.
+pub fn too_early(session: &Session) -> Option<Refusal> {
+    let link = link_of(session.as_ref()).filter(|link| link.is_early())?;
+    link.is_asked().then_some(Refusal::Malformed(
+        "frames came before the handshake was answered",
+    ))
+}
+
 impl Gateway {
     /// Takes up a request that asks for another protocol, where its route has one.
     ///
@@ -64,6 +72,20 @@ impl Gateway {
         Ok(())
     }
 
+    /// The request goes to a backend, and its answer is awaited.
+    ///
+    /// # Errors
+    /// When more than the handshake has come already.
+    pub fn await_upgrade(&self, session: &mut Session) -> Result<(), Refusal> {
+        // Over HTTP/2 there is no Upgrade.
+        let link = link_of(session.as_ref()).ok_or(Refusal::Internal)?;
+        link.ask(session);
+        too_early(session).map_or(Ok(()), |refusal| {
+            link.decline();
+            Err(refusal)
+        })
+    }
+
     /// A caller that asks for what streams needs a place for it.
     ///
     /// # Errors
@@ -92,6 +114,9 @@ impl Gateway {
         answer: &ResponseHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
+        if let Some(link) = link_of(session.as_ref()) {
+            link.decline();
+        }
         let Some(kind) = ctx
             .route
             .as_ref()

@@ -14,6 +14,9 @@ use std::sync::atomic::{
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use http::header::TRANSFER_ENCODING;
+use pingora_proxy::Session;
+
 use super::cut::{Cut, End};
 use frames::{ABNORMAL, Fault, Side};
 pub(super) use relay::Relay;
@@ -23,6 +26,10 @@ pub(super) use relay::Relay;
 pub struct Link {
     /// Set once: from then on there are frames.
     terms: OnceLock<Terms>,
+    /// The backend is asked.
+    asked: AtomicBool,
+    /// It does not become one.
+    declined: AtomicBool,
     /// The client sent something before it was answered.
     is_early: AtomicBool,
     received: AtomicU64,
@@ -51,6 +58,47 @@ enum Why {
 }
 
 impl Link {
+    /// A backend is asked.
+    ///
+    /// Pingora forwards that a request has no body, and takes that for the end of the connection when the backend's 101 was
+    /// there before. So it is told of a body that is to come, and finds out that it is empty when there is no 101.
+    pub fn ask(&self, session: &mut Session) {
+        let framing = |session: &mut Session, chunked: bool| {
+            let request = session.as_downstream_mut().req_header_mut();
+            match chunked {
+                true => drop(request.insert_header(TRANSFER_ENCODING, "chunked")),
+                false => drop(request.remove_header(&TRANSFER_ENCODING)),
+            }
+        };
+        framing(session, true);
+        // It looks at the fields once.
+        session.as_mut().is_body_done();
+        framing(session, false);
+        // The whole exchange has its deadline.
+        session.set_read_timeout(None);
+        self.asked.store(true, Relaxed);
+    }
+
+    /// It does not become a WebSocket.
+    pub fn decline(&self) {
+        if self.is_asked() && self.terms.get().is_none() {
+            self.declined.store(true, Relaxed);
+        }
+    }
+
+    pub fn is_asked(&self) -> bool {
+        self.asked.load(Relaxed)
+    }
+
+    fn is_declined(&self) -> bool {
+        self.declined.load(Relaxed)
+    }
+
+    /// Nobody knows yet whether it becomes one.
+    fn is_awaited(&self) -> bool {
+        self.is_asked() && !self.is_declined() && self.terms.get().is_none()
+    }
+
     /// From the answer's head on, what passes are frames.
     pub fn open(&self, terms: Terms) {
         // There is one answer with 101, and this belongs to it.

@@ -17,6 +17,8 @@ use super::{Link, Terms, Why};
 #[derive(Debug)]
 pub struct Relay {
     link: Arc<Link>,
+    /// What there is still to say of the end of a body that is awaited: see [`Link::ask`].
+    end: &'static [u8],
     /// Once it has become one.
     open: Option<Box<Open>>,
 }
@@ -45,6 +47,8 @@ struct Way {
     staged: Vec<u8>,
     /// A Close of ours was put in.
     told: bool,
+    /// Its own Close has passed.
+    has_closed: bool,
     /// Nobody knows where its next frame begins.
     lost: bool,
 }
@@ -64,6 +68,7 @@ impl Relay {
         link.is_early.store(early, SeqCst);
         Self {
             link: Arc::new(link),
+            end: b"0\r\n\r\n",
             open: None,
         }
     }
@@ -72,18 +77,31 @@ impl Relay {
         &self.link
     }
 
-    /// The client sent something. Before its answer that is too early.
-    pub fn has_read(&self) {
+    /// The client sent something. Before the answer to a handshake that is too early.
+    ///
+    /// # Errors
+    /// While it is awaited.
+    pub fn has_read(&self) -> io::Result<()> {
         self.link.is_early.store(true, SeqCst);
+        match self.link.is_awaited() {
+            true => Err(io::ErrorKind::InvalidData.into()),
+            false => Ok(()),
+        }
     }
 
-    /// `None`: it is no WebSocket yet.
+    /// `None`: it is no WebSocket yet, or never will be.
     pub fn poll_read(
         &mut self,
         stream: &mut Stream,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Option<Poll<io::Result<()>>> {
+        if self.link.is_declined() && !self.end.is_empty() {
+            let (now, later) = self.end.split_at(self.end.len().min(buf.remaining()));
+            buf.put_slice(now);
+            self.end = later;
+            return Some(Poll::Ready(Ok(())));
+        }
         let (open, link, terms) = self.opened()?;
         Some(open.read(link, terms, stream, cx, buf))
     }
@@ -322,6 +340,7 @@ impl Open {
     fn has_sent(&mut self, n: usize, link: &Link, terms: &Terms) {
         link.sent.fetch_add(n as u64, Relaxed);
         if let Some(code) = self.outgoing.frames.closed() {
+            self.outgoing.has_closed = true;
             link.note_close(code);
         }
         self.is_alive(terms);
@@ -388,7 +407,7 @@ impl Open {
 
     /// Both sides were told, and both have answered.
     fn is_over(&self) -> bool {
-        let is_told = |way: &Way| way.told || way.frames.closed().is_some();
+        let is_told = |way: &Way| way.told || way.has_closed;
         is_told(&self.incoming)
             && is_told(&self.outgoing)
             && self.incoming.frames.closed().is_some()
@@ -406,16 +425,14 @@ impl Way {
             held: Vec::new(),
             staged: Vec::new(),
             told: false,
+            has_closed: false,
             lost: false,
         }
     }
 
     /// Whether a Close of ours may be put in now. What is held of a header will never pass.
     fn can_be_told(&self) -> bool {
-        !self.told
-            && self.staged.is_empty()
-            && self.frames.closed().is_none()
-            && self.frames.is_between()
+        !self.told && !self.has_closed && self.staged.is_empty() && self.frames.is_between()
     }
 
     /// What was read, with what was held before it. Returns how much of it passes.
@@ -425,11 +442,14 @@ impl Way {
             return (0, None);
         }
         let left = self.frames.left();
+        let was_closed = self.frames.closed().is_some();
         let (passed, fault) = self.frames.walk(data, Rest::Hold);
         if fault.is_none() && self.frames.closed().is_none() {
             self.held.extend_from_slice(&data[passed..]);
         }
+        let closes = !was_closed && self.frames.closed().is_some();
         if why.is_none() {
+            self.has_closed |= closes;
             return (passed, fault);
         }
         // The frame at hand, and no other: the rest is only looked at for its Close.

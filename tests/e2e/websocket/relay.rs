@@ -139,7 +139,8 @@ fn a_client_that_does_not_read_holds_back_its_backend_and_costs_no_memory() {
         "20 sockets that nobody reads: {grown} KiB, {} KiB written",
         written() / 1024
     );
-    assert!(grown < 20 << 10, "{grown} KiB");
+    // What Pingora has under way of one: nine pieces of 64 KiB, and once more as it writes them.
+    assert!(grown < 20 * 1536, "{grown} KiB");
     // What is behind it comes as soon as it is read.
     let (first, payload) = read_frame(&mut sockets[0]);
     assert_eq!((first, payload.len()), (0x82, 60_000));
