@@ -153,6 +153,23 @@ impl Ctx {
         self.handshake.is_some() || session.as_mut().is_body_done()
     }
 
+    /// What the log and the metrics show.
+    pub fn status(&self, session: &Session) -> u16 {
+        session
+            .response_written()
+            .filter(|head| self.tunnel.is_some() || !head.status.is_informational())
+            .map(|head| self.refused.unwrap_or(head.status))
+            .map_or(CLIENT_CLOSED_REQUEST, |status| status.as_u16())
+    }
+
+    /// Bytes of bodies, or of frames: from the client, and to it.
+    pub fn transferred(&self, session: &Session) -> (usize, usize) {
+        match &self.tunnel {
+            Some((link, _)) => (link.received() as usize, link.sent() as usize),
+            None => (session.body_bytes_read(), session.body_bytes_sent()),
+        }
+    }
+
     /// On whose behalf other services are asked.
     ///
     /// # Errors
@@ -174,3 +191,6 @@ impl Ctx {
         self.route.as_ref().is_some_and(|route| route.webhook)
     }
 }
+
+/// The status that the log and the metrics show when the client did not wait for an answer, as nginx has it.
+const CLIENT_CLOSED_REQUEST: u16 = 499;

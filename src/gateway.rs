@@ -422,22 +422,14 @@ impl ProxyHttp for Gateway {
         // Bytes that came behind this request close the connection: the next head must pass `connection` first.
         session.set_pipelining_enabled(false);
         let elapsed = ctx.start.elapsed();
-        let tunnel = ctx.tunnel.as_ref();
-        let status = session
-            .response_written()
-            .filter(|head| tunnel.is_some() || !head.status.is_informational())
-            .map(|head| ctx.refused.unwrap_or(head.status).as_u16())
-            .unwrap_or(CLIENT_CLOSED_REQUEST);
-        let (received, sent) = match tunnel {
-            Some((link, _)) => (link.received() as usize, link.sent() as usize),
-            None => (session.body_bytes_read(), session.body_bytes_sent()),
-        };
+        let status = ctx.status(session);
+        let (received, sent) = ctx.transferred(session);
         let request = session.req_header();
         let metrics = match &ctx.route {
             Some(route) => route.metrics.method(ctx.method),
             None => self.method_metrics(ctx, &request.method),
         };
-        match tunnel {
+        match &ctx.tunnel {
             Some((_, opened)) => metrics.end(status, *opened - ctx.start, 0, 0),
             None => metrics.end(status, elapsed, received, sent),
         }
@@ -476,7 +468,7 @@ impl ProxyHttp for Gateway {
             elapsed,
             request_bytes: received,
             response_bytes: sent,
-            close_code: tunnel.map(|(link, _)| link.close_code()),
+            close_code: ctx.tunnel.as_ref().map(|(link, _)| link.close_code()),
             headers: self.logger.logs_headers().then_some(&request.headers),
         });
     }
@@ -488,6 +480,3 @@ fn let_through_without_a_route() -> Box<Error> {
         "a request without a route was let through",
     )
 }
-
-/// The status that the log and the metrics show when the client did not wait for an answer, as nginx has it.
-const CLIENT_CLOSED_REQUEST: u16 = 499;
