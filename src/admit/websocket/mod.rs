@@ -129,11 +129,12 @@ impl Gateway {
             }
             return Ok(());
         };
-        if kind == Kind::Events && ctx.place.is_none() {
-            if let Err(refusal) = self.enter(ctx) {
-                ctx.refusal = Some(refusal);
-                return Err(Error::explain(ErrorType::InternalError, "too many streams"));
-            }
+        if kind == Kind::Events
+            && ctx.place.is_none()
+            && let Err(refusal) = self.enter(ctx)
+        {
+            ctx.refusal = Some(refusal);
+            return Err(Error::explain(ErrorType::InternalError, "too many streams"));
         }
         self.watch(kind, session, answer, ctx);
         Ok(())

@@ -457,3 +457,33 @@ fn faulty_settings_are_named() {
         assert!(text.contains(place), "{place}: {text}");
     }
 }
+
+#[test]
+fn a_backend_that_does_not_answer_the_handshake_has_the_routes_time() {
+    let hung = Upstream::start_with(|_| Reply::hang());
+    let gateway = Conf::at(&[hung.addr()])
+        .top("retry", "{ max_retries: 0 }")
+        .route("websocket", "{}")
+        .route("timeout", "300ms")
+        .start();
+    let started = Instant::now();
+    assert_eq!(try_open(gateway.addr(), "/s/a", &[]).err(), Some(504));
+    let (least, most) = (Duration::from_millis(250), Duration::from_secs(2));
+    took("the answer", started, least, most);
+    let refused = Conf::at(&[refused_addr()]).route("websocket", "{}").start();
+    assert_eq!(try_open(refused.addr(), "/s/a", &[]).err(), Some(503));
+}
+
+#[test]
+fn a_client_that_gives_up_its_handshake_is_no_fault_of_the_backend() {
+    let hung = Upstream::start_with(|_| Reply::hang());
+    let gateway = Conf::at(&[hung.addr()]).route("websocket", "{}").start();
+    let mut connection = Client::to(gateway.addr()).connect();
+    connection.send(&handshake("/s/a").header("X-Request-ID", "gives-up").bytes());
+    wait_until("the backend has it", || hung.count() == 1);
+    drop(connection);
+    assert_eq!(gateway.access_line("gives-up")["statusCode"], 499);
+    wait_until("no connection is left", || hung.open_connections() == 0);
+    let aborted = gateway.metric(r#"upstream_attempts_total{outcome="aborted",service="s"}"#);
+    assert_eq!(aborted, 1.0);
+}
