@@ -2,6 +2,7 @@
 //! its own; what befalls one does not touch its siblings. Frames, flow control and header compression are h2's; how much
 //! a connection may ask of us is decided here (docs/decisions/0017-http2.md).
 
+mod again;
 mod meter;
 mod session;
 mod wire;

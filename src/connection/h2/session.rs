@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::Stream;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
@@ -28,6 +28,7 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, OrErr, Result};
 use pingora_timeout::timeout;
 
+use super::again::Again;
 use crate::connection::Cut;
 use crate::reply::is_grpc;
 
@@ -59,16 +60,6 @@ struct Times {
     write: Option<Duration>,
     drain: Option<Duration>,
 }
-
-/// What was read of the body, for another attempt.
-#[derive(Default)]
-struct Again {
-    kept: BytesMut,
-    is_truncated: bool,
-}
-
-/// As Pingora has it for HTTP/1: what policies read beforehand is sent on from here.
-const MOST_KEPT: usize = 64 << 10;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -452,13 +443,11 @@ impl server::Session for Session {
     }
 
     fn retry_buffer_truncated(&self) -> bool {
-        self.again.as_ref().is_some_and(|again| again.is_truncated)
+        self.again.as_ref().is_some_and(Again::is_truncated)
     }
 
     fn get_retry_buffer(&self) -> Option<Bytes> {
-        let again = self.again.as_ref()?;
-        let is_whole = !again.is_truncated && !again.kept.is_empty();
-        is_whole.then(|| Bytes::copy_from_slice(&again.kept))
+        self.again.as_ref()?.whole()
     }
 
     // === messages of other protocols than HTTP: there are none ===
@@ -486,18 +475,6 @@ impl server::Session for Session {
 
     fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
         Ok(())
-    }
-}
-
-// === impl Again ===
-
-impl Again {
-    fn keep(&mut self, data: &[u8]) {
-        self.is_truncated |= self.kept.len() + data.len() > MOST_KEPT;
-        match self.is_truncated {
-            true => self.kept = BytesMut::new(),
-            false => self.kept.extend_from_slice(data),
-        }
     }
 }
 
