@@ -152,10 +152,10 @@ impl Session {
                 }
                 Poll::Ready(Some(Ok(room))) => Poll::Ready(Ok(room)),
                 Poll::Ready(Some(Err(e))) => Poll::Ready(Err(broken(e, ErrorType::WriteError))),
-                Poll::Ready(None) => Poll::Ready(Err(Error::explain(
+                Poll::Ready(None) => Poll::Ready(Error::e_explain(
                     ErrorType::WriteError,
                     "the stream is closed",
-                ))),
+                )),
             }
         });
         match self.times.write {
@@ -172,13 +172,7 @@ impl Session {
         *interim.status_mut() = head.status;
         *interim.headers_mut() = head.headers.clone();
         strip(interim.headers_mut());
-        if let Err(e) = self.respond.send_informational(interim) {
-            log::debug!("an interim answer was not sent: {e}");
-        }
-    }
-
-    fn address(&self, of: impl Fn(&Digest) -> Option<&SocketAddr>) -> Option<&SocketAddr> {
-        of(&self.digest)
+        let _ = self.respond.send_informational(interim); // the final one comes all the same
     }
 }
 
@@ -205,15 +199,12 @@ impl server::Session for Session {
         let limit = self.times.read;
         let read = poll_fn(|cx| self.poll_read(cx));
         let data = match limit {
-            None => read.await?,
-            Some(limit) => match timeout(limit, read).await {
-                Ok(read) => read?,
-                Err(_) => {
-                    return Error::e_explain(ErrorType::ReadTimedout, "the body does not come");
-                }
-            },
+            None => read.await,
+            Some(limit) => timeout(limit, read).await.unwrap_or_else(|_| {
+                Error::e_explain(ErrorType::ReadTimedout, "the body does not come")
+            }),
         };
-        let Some(data) = data else {
+        let Some(data) = data? else {
             self.body_ended = true;
             return Ok(None);
         };
@@ -427,11 +418,11 @@ impl server::Session for Session {
     }
 
     fn client_addr(&self) -> Option<&SocketAddr> {
-        self.address(|digest| digest.socket_digest.as_ref()?.peer_addr())
+        self.digest.socket_digest.as_ref()?.peer_addr()
     }
 
     fn server_addr(&self) -> Option<&SocketAddr> {
-        self.address(|digest| digest.socket_digest.as_ref()?.local_addr())
+        self.digest.socket_digest.as_ref()?.local_addr()
     }
 
     fn pseudo_raw_h1_request_header(&self) -> Bytes {

@@ -91,7 +91,7 @@ pub fn headers(stream: u32, flags: u8, fields: &[(&str, &str)]) -> Frame {
 }
 
 /// What every request has.
-pub fn get<'a>(path: &'a str) -> Vec<(&'a str, &'a str)> {
+pub fn get(path: &str) -> Vec<(&str, &str)> {
     vec![
         (":method", "GET"),
         (":scheme", "http"),
@@ -100,7 +100,7 @@ pub fn get<'a>(path: &'a str) -> Vec<(&'a str, &'a str)> {
     ]
 }
 
-pub fn post<'a>(path: &'a str) -> Vec<(&'a str, &'a str)> {
+pub fn post(path: &str) -> Vec<(&str, &str)> {
     let mut fields = get(path);
     fields[0].1 = "POST";
     fields
