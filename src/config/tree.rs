@@ -9,7 +9,7 @@ use serde_yaml::Value;
 
 use super::File;
 
-/// A whole configuration as a tree. `Debug` shows nothing: values are compared, not told.
+/// A whole configuration as a tree. Its values are compared, not shown.
 #[derive(Clone, PartialEq)]
 pub struct Tree(pub(super) Value);
 

@@ -70,5 +70,7 @@ mod metrics;
 mod ops;
 
 mod config;
+mod diff;
 mod drill;
+mod reload;
 mod shutdown;

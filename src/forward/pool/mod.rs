@@ -190,7 +190,14 @@ impl Pools {
             let is_removed = next.get(&pool.name).is_none();
             pool.members.retire(is_removed);
             if is_removed {
-                pool.metrics.breaker.set(0);
+                let metrics = &pool.metrics;
+                for gauge in [
+                    &metrics.breaker,
+                    &metrics.concurrency_limit,
+                    &metrics.concurrency,
+                ] {
+                    gauge.set(0);
+                }
             }
         }
     }
