@@ -234,9 +234,8 @@ fn a_thousand_slow_clients_are_no_matter_to_another_and_are_gone_in_time() {
         "/s/large" => Reply::status(200).body(vec![b'x'; 3_000_000]),
         _ => Reply::status(200).body("ok"),
     });
-    const DEADLINE: Duration = Duration::from_secs(8);
     let gateway = Conf::of(&[backend.url()])
-        .top("server", "{ header_timeout: 8s, client_timeout: 8s }")
+        .top("server", "{ header_timeout: 12s, client_timeout: 12s }")
         .service("timeout", "60s")
         .start();
     let addr = gateway.addr();
@@ -250,7 +249,6 @@ fn a_thousand_slow_clients_are_no_matter_to_another_and_are_gone_in_time() {
     };
     let without = load().run_for(Duration::from_secs(2));
     let held: Vec<Slow> = (0..slow).map(|i| Slow::connect(i, addr)).collect();
-    let start = Instant::now();
     wait_until("all of them are held", || {
         gateway.metric("downstream_connections") >= connections + slow as f64
     });
@@ -259,21 +257,23 @@ fn a_thousand_slow_clients_are_no_matter_to_another_and_are_gone_in_time() {
         thread::sleep(Duration::from_millis(500));
         gateway.memory_kb() < memory + 500
     });
-    let driver = thread::spawn(move || drive(held, addr, DEADLINE * 4));
-    let quick = load().start();
-    thread::sleep((DEADLINE - Duration::from_secs(1)).saturating_sub(start.elapsed()));
-    let during = quick.stop();
-    let with = gateway.memory_kb();
+    let driver = thread::spawn(move || drive(held, addr, Duration::from_secs(60)));
+    let during = load().run_for(Duration::from_secs(4));
+    let (with, open) = (
+        gateway.memory_kb(),
+        gateway.metric("downstream_connections"),
+    );
     let last = driver.join().unwrap();
     eprintln!(
         "without: {without}\nbeside {slow} slow ones: {during}\n\
          memory: {before} kB, {with} kB with them; the last was gone after {last:?}"
     );
+    assert!(open >= connections + slow as f64, "{open} were held still");
     assert!(during.bad().is_empty(), "{during}");
     let p99 = during.percentile(99.0);
     assert!(p99 < Duration::from_millis(20), "p99 {p99:?}: {during}");
     assert!(
-        last < DEADLINE * 2 + LATE,
+        last < Duration::from_secs(20),
         "the last was gone after {last:?}"
     );
     gateway.wait_metric("downstream_connections", |open| open <= connections + 2.0);
