@@ -293,6 +293,9 @@ impl ProxyHttp for Gateway {
         if response.status.is_informational() {
             return Ok(());
         }
+        if session.is_process_shutting_down() {
+            session.set_keepalive(None);
+        }
         // HTTP/1.0 knows no chunks: the body ends with the connection (RFC 9112, section 6.1).
         if session.req_header().version == http::Version::HTTP_10
             && response

@@ -15,7 +15,7 @@
 //! "Decision N" in a comment is number N of docs/contract/decisions.md.
 //!
 //! Beside it stand `config` (what the operator wrote), `route` and `policies` (what it compiles to), `state` (what processes share),
-//! `ops` (what is asked of the gateway itself) and `server` (from a configuration to a running process).
+//! `ops` (what is asked of the gateway itself) `handover` (from one process to the next) and `server` (from a configuration to a running process).
 
 mod admit;
 mod cli;
@@ -24,6 +24,7 @@ mod connection;
 mod context;
 mod forward;
 mod gateway;
+mod handover;
 mod listen;
 mod observe;
 mod ops;

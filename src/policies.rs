@@ -56,6 +56,8 @@ pub struct Times {
     pub patience: Duration,
     /// Of bodies, both ways.
     pub rate: Option<MinRate>,
+    /// While the process drains, for the next request on a connection: one may be on its way.
+    pub drain: Duration,
 }
 
 impl Times {

@@ -13,9 +13,10 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::config::{self, Environment, Problems, REFERENCE, Source};
+use crate::handover::{Heir, Program};
 use crate::observe::logging;
 use crate::observe::sink::Sink;
-use crate::server::{self, Origin, Purpose};
+use crate::server::{self, Notify, Origin, Purpose, Start};
 
 const AFTER_HELP: &str = "\
 Every setting has its place in the configuration file; the documented environment variables (PORT, HOST, NODE_ENV,
@@ -23,7 +24,7 @@ JWT_SECRET, *_SERVICE_URL, RATE_LIMIT_*, …) win over it. `--print-config` show
 defaults.
 
 Signals: SIGTERM and SIGINT finish what is in flight and end the process; a second one ends it at once. SIGHUP reads the
-configuration anew and puts it in force; a faulty one changes nothing.
+configuration anew and puts it in force; a faulty one changes nothing. SIGUSR2 puts a new process in the place of this one.
 Exit status: 0 after an orderly end, 1 when the configuration is faulty or the address is taken, 2 on a wrong flag.";
 
 /// What the process was asked to do. Returns its exit status.
@@ -39,27 +40,68 @@ pub fn main() -> ExitCode {
     let source = flags
         .get_one::<PathBuf>("conf")
         .map_or(Source::BuiltIn, |path| Source::File(path.clone()));
-    if let Some(("key", flags)) = flags.subcommand() {
-        return key::run(flags, &source, &environment);
+    match flags.subcommand() {
+        Some(("key", flags)) => return key::run(flags, &source, &environment),
+        Some((question @ ("upgrade" | "reload"), _)) => {
+            return ask(question, &source, &environment);
+        }
+        _ => {}
     }
+    let heir = match Heir::of_this_process(&environment) {
+        Ok(heir) => heir,
+        Err(why) => return failed(&why),
+    };
     let outcome = match flags.subcommand() {
         Some(("diff", flags)) => diff::run(flags, &source, &environment),
-        _ => start(&source, &environment, flags.get_flag("test"))
+        _ => start(&source, &environment, flags.get_flag("test"), heir.clone())
             .map_err(|failure| (source, failure)),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err((source, Failure::Faulty(problems))) => {
-            eprintln!(
-                "api-gateway: {source} has {} faults, nothing was started:\n{problems}",
-                problems.len()
-            );
-            ExitCode::FAILURE
+    let Err((source, failure)) = outcome else {
+        return ExitCode::SUCCESS;
+    };
+    let why = match failure {
+        Failure::Faulty(problems) => {
+            let faults = problems.len();
+            format!("{source} has {faults} faults, nothing was started:\n{problems}")
         }
-        Err((_, Failure::Other(why))) => {
-            eprintln!("api-gateway: {why}");
-            ExitCode::FAILURE
+        Failure::Other(why) => why,
+    };
+    if let Some(heir) = heir {
+        heir.fail(&why);
+    }
+    failed(&why)
+}
+
+fn failed(why: &str) -> ExitCode {
+    eprintln!("api-gateway: {why}");
+    ExitCode::FAILURE
+}
+
+/// Asks the running process for something, and says what came of it.
+fn ask(question: &str, source: &Source, environment: &Environment) -> ExitCode {
+    // Where the environment says it, the configuration need not be readable.
+    let folder = match environment.get("RUNTIME_DIRECTORY") {
+        Some(folders) => Ok(Some(folders.to_owned())),
+        None => config::load(source, environment).map(|file| file.server.runtime_dir),
+    };
+    let folder = match folder {
+        Ok(folders) => folders.as_deref().and_then(server::first_of),
+        Err(problems) => {
+            let faults = problems.len();
+            return failed(&format!(
+                "{source} has {faults} faults, nothing was asked:\n{problems}"
+            ));
         }
+    };
+    let Some(folder) = folder else {
+        return failed(&format!(
+            "{question}: it is not known where the running process can be asked: \
+             set RUNTIME_DIRECTORY, or server.runtime_dir in the configuration"
+        ));
+    };
+    match server::control::ask(&folder, question) {
+        Ok(message) => print(&format!("{question}: {message}\n")),
+        Err(why) => failed(&format!("{question} failed: {why}")),
     }
 }
 
@@ -85,6 +127,12 @@ fn flags() -> Command {
         .after_help(AFTER_HELP)
         .subcommand(key::command())
         .subcommand(diff::command())
+        .subcommand(Command::new("upgrade").about(
+            "Ask the running process to put a new one in its place, without a lost request; exit 0 when that serves",
+        ))
+        .subcommand(
+            Command::new("reload").about("Ask the running process to put its configuration in force anew"),
+        )
         .disable_help_subcommand(true)
         .arg(
             Arg::new("conf")
@@ -121,7 +169,12 @@ enum Failure {
     Other(String),
 }
 
-fn start(source: &Source, environment: &Environment, only_test: bool) -> Result<(), Failure> {
+fn start(
+    source: &Source,
+    environment: &Environment,
+    only_test: bool,
+    heir: Option<Heir>,
+) -> Result<(), Failure> {
     let origin = Origin {
         mark: source.mark(),
         source: source.clone(),
@@ -147,7 +200,14 @@ fn start(source: &Source, environment: &Environment, only_test: bool) -> Result<
         println!("{source} is good");
         return Ok(());
     }
-    let outcome = server::run(origin, compiled, sink.clone());
+    let program = Program::of_this_process(environment.get("PATH"))
+        .map_err(|e| Failure::Other(format!("the program's own path cannot be found: {e}")))?;
+    let start = Start {
+        program,
+        notify: Notify::of(environment),
+        heir,
+    };
+    let outcome = server::run(origin, compiled, sink.clone(), start);
     sink.flush(Duration::from_secs(1));
     outcome.map_err(Failure::Other)
 }

@@ -95,6 +95,8 @@ const VARIABLES: &[(&str, &str, Kind)] = &[
     ("ENABLE_METRICS", "ops.metrics", Kind::Flag),
     ("ENABLE_TRACING", "tracing.enabled", Kind::Flag),
     ("SWAGGER_HOST", "server.public_host", Kind::Text),
+    ("RUNTIME_DIRECTORY", "server.runtime_dir", Kind::Text),
+    ("DRAIN_DELAY", "server.drain_delay", Kind::Text),
     ("OPS_LISTEN", "ops.listen", Kind::Text),
     ("SERVER_THREADS", "server.threads", Kind::Number),
     ("TRUSTED_PROXIES", "server.trusted_proxies", Kind::List),

@@ -32,6 +32,7 @@ use crate::observe::access_log::Logger;
 use crate::observe::registry::RouteMetrics;
 use crate::policies::{InForce, Times};
 use crate::reply::Refusal;
+use crate::server::Life;
 use cut::Watched;
 pub use cut::{Cut, End};
 use guard::{Body, Guard, Needs};
@@ -52,6 +53,7 @@ pub struct FrontParts {
     pub unmatched: Arc<RouteMetrics>,
     pub requests: Requests,
     pub logger: Arc<Logger>,
+    pub life: Arc<Life>,
 }
 
 /// Requests by the protocol that their clients spoke.
@@ -107,14 +109,16 @@ impl Front {
         shutdown: &mut ShutdownWatch,
     ) -> Arrived {
         let mut buf = BytesMut::with_capacity(USUAL_HEAD);
-        tokio::select! {
+        let first = tokio::select! {
             biased;
-            first = timeout(wait, stream.read_buf(&mut buf)) => match first {
-                Ok(Ok(n)) if n > 0 => {}
-                _ => return Arrived::Nothing,
-            },
-            () = shutting_down(shutdown) => return Arrived::Nothing,
-        }
+            first = timeout(wait, stream.read_buf(&mut buf)) => first,
+            () = shutting_down(shutdown) => {
+                timeout(self.drain_patience(), stream.read_buf(&mut buf)).await
+            }
+        };
+        let Ok(Ok(1..)) = first else {
+            return Arrived::Nothing;
+        };
         // Those in force now that it begins; copied, so that a slow head keeps no snapshot.
         let (limits, times) = {
             let policies = self.parts.in_force.load();
@@ -187,6 +191,16 @@ impl ServerApp for Front {
 }
 
 impl Front {
+    fn drain_patience(&self) -> Duration {
+        /// Nobody waits for the end of a process that was replaced, and its clients do not expect it to close.
+        const WHEN_REPLACED: Duration = Duration::from_secs(1);
+        let patience = self.times().drain;
+        match self.parts.life.is_replaced() {
+            true => patience.max(WHEN_REPLACED),
+            false => patience,
+        }
+    }
+
     /// Serves one request after the other, until one of both sides ends the connection.
     async fn serve(
         self: &Arc<Self>,

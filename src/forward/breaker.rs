@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::window::Window;
 use crate::config::{self, Problems};
+use crate::handover::Clock;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -97,6 +98,14 @@ pub struct Permit {
     generation: u32,
     probe: bool,
     told: bool,
+}
+
+/// What the next process must know of one.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Carried {
+    /// When it opened, while it is not closed.
+    opened: Option<i64>,
+    recent: Vec<(i64, Vec<u32>)>,
 }
 
 struct Inner {
@@ -301,6 +310,28 @@ impl Breaker {
             },
             "stats": { "successes": successes, "failures": failures, "rejects": self.standing.rejected.load(Relaxed) },
         })
+    }
+
+    pub fn carried(&self, clock: &Clock) -> Carried {
+        let inner = self.standing.inner.lock();
+        Carried {
+            opened: (self.load() != State::Closed).then(|| clock.millis(inner.opened)),
+            recent: self.window.carried(clock),
+        }
+    }
+
+    /// Goes on where another process stood. A probe that it has under way is not ours: one that was half-open probes anew.
+    pub fn take_over(&self, carried: Carried, clock: &Clock) {
+        let Carried { opened, recent } = carried;
+        self.window.take_over(recent, clock);
+        let mut inner = self.standing.inner.lock();
+        if let Some(opened) = opened
+            && self.load() == State::Closed
+        {
+            // Longer ago than this process can tell: its time is over.
+            inner.opened = clock.instant(opened).unwrap_or(inner.opened);
+            self.change(State::Open, clock.here());
+        }
     }
 
     fn end(&self, generation: u32, probe: bool, outcome: Outcome) {

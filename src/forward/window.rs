@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use crate::handover::Clock;
+
 /// The window is counted in this many slices, of which the oldest is dropped as a new one begins: a sum covers between
 /// nine tenths of the window and all of it.
 pub const SLICES: usize = 10;
@@ -23,7 +25,8 @@ pub struct Window<const K: usize> {
 impl<const K: usize> Window<K> {
     pub fn new(length: Duration, now: Instant) -> Self {
         Self {
-            epoch: now,
+            // A window back: what another process counted has its place.
+            epoch: now.checked_sub(length).unwrap_or(now),
             slice_ms: (length.as_millis() as u64 / SLICES as u64).max(1),
             latest: AtomicU64::new(0),
             slices: [const { [const { AtomicU32::new(0) }; K] }; SLICES],
@@ -51,6 +54,42 @@ impl<const K: usize> Window<K> {
             .iter()
             .flatten()
             .for_each(|c| c.store(0, Relaxed));
+    }
+
+    /// What each slice counted, and when, for another process.
+    pub fn carried(&self, clock: &Clock) -> Vec<(i64, Vec<u32>)> {
+        self.turn(clock.here());
+        let latest = self.latest.load(Relaxed);
+        let slices = (0..SLICES as u64).filter_map(|back| {
+            let number = latest.checked_sub(back)?;
+            let slice = &self.slices[number as usize % SLICES];
+            let counts: Vec<u32> = slice.iter().map(|count| count.load(Relaxed)).collect();
+            let at = self.epoch + Duration::from_millis(number * self.slice_ms);
+            counts
+                .iter()
+                .any(|n| *n > 0)
+                .then(|| (clock.millis(at), counts))
+        });
+        slices.collect()
+    }
+
+    /// Adds what another process counted.
+    pub fn take_over(&self, slices: Vec<(i64, Vec<u32>)>, clock: &Clock) {
+        self.turn(clock.here());
+        let latest = self.latest.load(Relaxed);
+        for (at, counts) in slices {
+            let since = |at: Instant| at.checked_duration_since(self.epoch);
+            let Some(since) = clock.instant(at).and_then(since) else {
+                continue;
+            };
+            let number = (since.as_millis() as u64 / self.slice_ms).min(latest);
+            if latest - number < SLICES as u64 {
+                let slice = &self.slices[number as usize % SLICES];
+                for (count, carried) in slice.iter().zip(counts) {
+                    count.fetch_add(carried, Relaxed);
+                }
+            }
+        }
     }
 
     /// Empties the slices that lie more than a window back. Returns the place of the latest.

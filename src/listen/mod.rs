@@ -3,10 +3,12 @@
 //! The loop is ours and not Pingora's: what a connection must pass before a byte of it is read (how many are open, who
 //! speaks for it, TLS) stands here, and a new process can take the sockets over while nothing is lost.
 
+mod doors;
 mod socket;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,17 +17,19 @@ use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use socket2::{Domain, SockRef, Type};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::observe::access_log::Logger;
 use crate::state::Home;
+pub use doors::{Doors, Key, State};
 pub use socket::Socket;
 
 /// A socket that is bound, and does not listen yet: no client can meet it, and another one at the port shows.
 pub struct Bound {
-    /// What the log calls it.
-    name: &'static str,
-    address: SocketAddr,
-    socket: socket2::Socket,
+    /// Its name is what the log calls it.
+    key: Key,
+    /// `None`: the process that this one replaces will give it.
+    socket: Option<socket2::Socket>,
 }
 
 /// Connections that wait to be accepted, and as many that are being set up (listen(2)).
@@ -38,7 +42,14 @@ impl Bound {
     /// Finds a port for port 0, and says at once, and clearly, when another process has the wanted one.
     /// # Errors
     /// When it cannot be had.
-    pub fn to(name: &'static str, wanted: SocketAddr) -> Result<Self, String> {
+    pub fn to(name: &str, wanted: SocketAddr, doors: &Doors) -> Result<Self, String> {
+        doors.expect_one();
+        if let Some(key) = doors.offered(name, &wanted.to_string()) {
+            return Ok(Self {
+                key: key.clone(),
+                socket: None,
+            });
+        }
         let bind = || -> std::io::Result<Self> {
             let socket = socket2::Socket::new(Domain::for_address(wanted), Type::STREAM, None)?;
             socket.set_nonblocking(true)?;
@@ -46,18 +57,26 @@ impl Bound {
             socket.bind(&wanted.into())?;
             let address = socket.local_addr()?.as_socket().unwrap_or(wanted);
             Ok(Self {
-                name,
-                address,
-                socket,
+                key: Key::new(name, wanted, address),
+                socket: Some(socket),
             })
         };
         bind().map_err(|e| format!("cannot listen on {wanted}: {e}"))
     }
 
     /// From now on clients are let in; to be called where the runtime is that serves them.
-    fn listen(self) -> std::io::Result<TcpListener> {
-        self.socket.listen(BACKLOG)?;
-        TcpListener::from_std(self.socket.into())
+    fn listen(self, doors: &Doors) -> std::io::Result<Arc<TcpListener>> {
+        let given = || doors.take(&self.key).map(socket2::Socket::from);
+        let Some(socket) = self.socket.or_else(given) else {
+            return Err(std::io::Error::other("it was not handed over"));
+        };
+        socket.set_nonblocking(true)?;
+        // It may be in use already: then only the length of its queue changes.
+        socket.listen(BACKLOG)?;
+        let listener = Arc::new(TcpListener::from_std(socket.into())?);
+        let held: Weak<TcpListener> = Arc::downgrade(&listener);
+        doors.listens(self.key, held as Weak<dyn AsFd + Send + Sync>);
+        Ok(listener)
     }
 }
 
@@ -72,6 +91,7 @@ pub struct Listen<A> {
     /// Is told that requests run on this service's runtime.
     pub home: Option<Home>,
     pub logger: Arc<Logger>,
+    pub doors: Arc<Doors>,
 }
 
 #[async_trait]
@@ -80,18 +100,24 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Listen<A> {
         if let Some(home) = &self.home {
             home.is_here();
         }
+        let mut state = self.doors.state();
+        let may_listen = state.wait_for(|state| *state != State::Waiting);
+        if may_listen.await.is_err() {
+            return;
+        }
         let mut doors = Vec::new();
         for bound in std::mem::take(&mut self.sockets) {
-            let (name, address) = (bound.name, bound.address);
-            match bound.listen() {
+            let Key { name, address, .. } = bound.key.clone();
+            match bound.listen(&self.doors) {
                 Ok(listener) => {
                     self.logger.write(log::Level::Info, |line| {
                         line.text("context", "server");
-                        line.text("listener", name);
-                        line.display("address", &address);
+                        line.text("listener", &name);
+                        line.text("address", &address);
                         line.text("msg", "listening");
                     });
-                    doors.push(accept(listener, self.app.clone(), shutdown.clone()));
+                    let state = self.doors.state();
+                    doors.push(accept(listener, self.app.clone(), shutdown.clone(), state));
                 }
                 // Another process has listened on it between binding and this: nothing is served half.
                 Err(e) => {
@@ -115,13 +141,16 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Listen<A> {
 
 /// Accepts until the process is told to end.
 async fn accept<A: ServerApp + Send + Sync + 'static>(
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     app: Arc<A>,
     mut shutdown: ShutdownWatch,
+    mut doors: watch::Receiver<State>,
 ) {
     loop {
+        let is_open = *doors.borrow_and_update() == State::Open;
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = listener.accept(), if is_open => accepted,
+            Ok(()) = doors.changed() => continue,
             _ = shutdown.wait_for(|down| *down) => return,
         };
         match accepted {

@@ -29,8 +29,8 @@ pub struct Socket {
     since: SystemTime,
 }
 
-/// More than this is not gathered: it is sent as it is.
-const GATHERED: usize = 4 << 10;
+/// More than this is not gathered: it fills a packet (an Ethernet frame of 1500 bytes carries 1460 of TCP).
+const GATHERED: usize = 1460;
 
 impl Socket {
     pub fn new(stream: TcpStream, peer: SocketAddr) -> Self {
@@ -54,6 +54,15 @@ impl Socket {
         }
         self.unsent = BytesMut::new();
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Socket {
+    /// What was written is not lost with an answer that breaks off, as far as there is room for it.
+    fn drop(&mut self) {
+        if !self.unsent.is_empty() {
+            let _ = self.stream.try_write(&self.unsent);
+        }
     }
 }
 

@@ -6,8 +6,6 @@ mod private;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use http::StatusCode;
 use ipnet::IpNet;
@@ -20,7 +18,7 @@ use crate::forward::pool::{Census, Pools};
 use crate::observe::access_log::Logger;
 use crate::observe::registry::{HttpMetrics, Metrics, RouteMetrics};
 use crate::reply::Answer;
-use crate::server::Process;
+use crate::server::{Life, Process};
 use crate::state::{RedisHealth, RedisState};
 pub use private::Private;
 
@@ -59,12 +57,6 @@ pub enum Endpoint {
     Ready,
     Health,
     Metrics,
-}
-
-/// The process' own life.
-pub struct Life {
-    started: Instant,
-    draining: AtomicBool,
 }
 
 /// Answers for the gateway.
@@ -182,26 +174,6 @@ impl Endpoint {
     }
 }
 
-// === impl Life ===
-
-impl Life {
-    pub fn begin() -> Arc<Self> {
-        Arc::new(Self {
-            started: Instant::now(),
-            draining: AtomicBool::new(false),
-        })
-    }
-
-    /// From now on /ready says 503.
-    pub fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
-    }
-
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
-    }
-}
-
 // === impl Ops ===
 
 impl Ops {
@@ -240,7 +212,7 @@ impl Ops {
             Breakers::All => open == 0 || open < breakers.len(),
             Breakers::Any => open == 0,
         };
-        let draining = self.life.is_draining();
+        let draining = self.life.is_ending();
         let is_ready = memory_ok && breakers_ok && !draining;
         let mut checks = Map::new();
         checks.insert(
@@ -280,10 +252,7 @@ impl Ops {
             json!({ "status": "ok", "timestamp": format!("{:.3}", jiff::Timestamp::now()) });
         if let Some(body) = body.as_object_mut().filter(|_| in_full) {
             let memory = memory().unwrap_or_default();
-            body.insert(
-                "uptime".into(),
-                self.life.started.elapsed().as_secs().into(),
-            );
+            body.insert("uptime".into(), self.life.lasts().as_secs().into());
             // `heapUsed` is what the old gateway's dashboards read; here it is the resident set.
             body.insert(
                 "memory".into(),

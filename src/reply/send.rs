@@ -134,6 +134,9 @@ async fn write(
         link.decline();
     }
     drain_small_body(session).await;
+    if session.is_process_shutting_down() {
+        session.set_keepalive(None);
+    }
     let has_body = !body.is_empty() && session.req_header().method != Method::HEAD;
     let head = Box::new(ResponseHeader::from(parts));
     if !has_body && session.req_header().version == Version::HTTP_2 {

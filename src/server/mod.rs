@@ -1,41 +1,40 @@
 //! From a configuration to a running process: stores, pools, routes, listeners; and its orderly end.
 
+pub mod control;
+mod drain;
+mod life;
+mod notify;
 mod process;
 mod reload;
+mod run;
+mod signals;
 mod upkeep;
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use async_trait::async_trait;
 use ipnet::IpNet;
-use pingora::server::configuration::ServerConf;
-use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
-use pingora::services::background::{BackgroundService, background_service};
-use prometheus::IntGauge;
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::admit::address::TrustedProxies;
 use crate::admit::auth::{self, Attempts};
 use crate::admit::permissions::Roles;
 use crate::config::{Bytes, Duration as Time, File, Problems, ServiceName, Tree};
+use crate::connection::MinRate;
 use crate::connection::h2::Http2Config;
-use crate::connection::{Front, MinRate};
 use crate::forward::pool::{self, Defaults, Pools};
-use crate::listen::{Bound, Listen};
 use crate::observe::access_log::Logger;
 use crate::observe::sink::Sink;
 use crate::observe::{LogSettings, TracingConfig};
-use crate::ops::{Life, Private};
 use crate::policies::{Policies, Times};
 use crate::route::{self, Table};
+pub use life::Life;
+pub use notify::Notify;
 pub use process::Process;
-use reload::Reloading;
 pub use reload::{NotReloaded, Origin, Reload, Reloaded};
-use upkeep::Upkeep;
+pub use run::{Start, run};
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -57,6 +56,14 @@ pub struct ServerConfig {
     pub min_body_rate: Bytes,
     /// For what is in flight when the process is told to end.
     pub shutdown_timeout: Time,
+    /// While the process drains, for the next request on a connection: one may be on its way.
+    pub keepalive_drain: Time,
+    /// Between the signal to end, from which on /ready says 503, and the end of the listeners.
+    pub drain_delay: Time,
+    /// For a new process to be ready to take this one's place.
+    pub upgrade_timeout: Time,
+    /// Where the control socket is; none: there is no such socket. What systemd sets names several, separated by colons.
+    pub runtime_dir: Option<String>,
     pub http2: Http2Config,
     /// Idle connections to backends that are kept, for each thread.
     pub upstream_connections: usize,
@@ -76,8 +83,16 @@ pub struct Compiled {
     watch: bool,
     listen: SocketAddr,
     threads: usize,
-    shutdown_timeout: Duration,
+    ending: Ending,
     upstream_connections: usize,
+}
+
+/// How this process ends, and is replaced.
+struct Ending {
+    limit: Duration,
+    delay: Duration,
+    upgrade_limit: Duration,
+    runtime_dir: Option<PathBuf>,
 }
 
 impl Default for ServerConfig {
@@ -92,6 +107,10 @@ impl Default for ServerConfig {
             client_timeout: Time::secs(30),
             min_body_rate: Bytes::kib(1),
             shutdown_timeout: Time::secs(30),
+            keepalive_drain: Time::millis(100),
+            drain_delay: Time::secs(0),
+            upgrade_timeout: Time::secs(60),
+            runtime_dir: None,
             http2: Http2Config::default(),
             upstream_connections: 1024,
             watch: false,
@@ -170,6 +189,10 @@ pub fn compile(
         client_timeout,
         min_body_rate,
         shutdown_timeout,
+        keepalive_drain,
+        drain_delay,
+        upgrade_timeout,
+        runtime_dir,
         http2,
         upstream_connections,
         watch,
@@ -179,6 +202,7 @@ pub fn compile(
         ("header_timeout", header_timeout),
         ("keepalive_timeout", keepalive_timeout),
         ("client_timeout", client_timeout),
+        ("upgrade_timeout", upgrade_timeout),
     ] {
         if time.0.is_zero() {
             p.add(format!("server.{name}"), "must be longer than nothing");
@@ -274,6 +298,7 @@ pub fn compile(
                 idle: keepalive_timeout.0,
                 patience: client_timeout.0,
                 rate: MinRate::new(min_body_rate.0, client_timeout.0),
+                drain: keepalive_drain.0,
             },
             trusted: TrustedProxies::new(trusted_proxies),
             pools,
@@ -294,163 +319,24 @@ pub fn compile(
         watch,
         listen: SocketAddr::new(host, port),
         threads,
-        shutdown_timeout: shutdown_timeout.0,
+        ending: Ending {
+            limit: shutdown_timeout.0,
+            delay: drain_delay.0,
+            upgrade_limit: upgrade_timeout.0,
+            runtime_dir: runtime_dir.as_deref().and_then(first_of),
+        },
         upstream_connections,
     })
-}
-
-/// Serves until a signal ends it.
-///
-/// # Errors
-/// When the process cannot listen.
-pub fn run(origin: Origin, compiled: Compiled, sink: Sink) -> Result<(), String> {
-    let Compiled {
-        policies,
-        process,
-        tree,
-        watch,
-        listen,
-        threads,
-        shutdown_timeout,
-        upstream_connections,
-    } = compiled;
-    let conf = ServerConf {
-        threads,
-        // The end is ours to time: `Drain` leaves as soon as nothing is in flight.
-        grace_period_seconds: Some(shutdown_timeout.as_secs() + 2),
-        graceful_shutdown_timeout_seconds: Some(1),
-        upstream_keepalive_pool_size: upstream_connections,
-        // `forward::retry` decides; this is only a last stop.
-        max_retries: 16,
-        ..ServerConf::default()
-    };
-    let mut server = Server::new_with_opt_and_conf(None, conf);
-    server.bootstrap();
-    first_look(&policies.pools)?;
-
-    let source = origin.source.to_string();
-    let private = policies.ops.listen;
-    policies.auth.begins();
-    let in_force = Arc::new(ArcSwap::from_pointee(policies));
-    let (gateway, front) = process.front(&in_force);
-    let (connections, logger) = (front.connections.clone(), front.logger.clone());
-    let proxy = pingora_proxy::http_proxy(&server.configuration, gateway);
-    let life = process.life.clone();
-    server.add_service(Listen {
-        name: "front",
-        threads: None,
-        sockets: vec![Bound::to("main", listen)?],
-        app: Arc::new(Front::new(proxy, front)),
-        home: Some(process.home.clone()),
-        logger: logger.clone(),
-    });
-    let (reload, reloading) = Reloading::new(process, in_force.clone(), origin, tree, watch);
-    if let Some(address) = private {
-        server.add_service(Listen {
-            name: "private",
-            threads: Some(1),
-            sockets: vec![Bound::to("private", address)?],
-            app: Arc::new(Private { in_force, reload }),
-            home: None,
-            logger,
-        });
-    }
-    server.add_service(background_service("upkeep", Upkeep::new(reloading)));
-    server.add_service(background_service(
-        "drain",
-        Drain {
-            connections,
-            limit: shutdown_timeout,
-            sink,
-        },
-    ));
-    log::info!(
-        "api-gateway {} with {source}, {threads} threads",
-        env!("CARGO_PKG_VERSION")
-    );
-    server.run(RunArgs {
-        shutdown_signal: Box::new(Signals { life }),
-    });
-    Ok(())
 }
 
 /// A dead instance costs its connection time-out; neither start-up nor a reload waits for more than this.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// The verdicts on instances that can be had before the first request.
-fn first_look(pools: &Pools) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| format!("no runtime can be started: {e}"))?;
-    runtime.block_on(async {
-        // From now on it does not end the process.
-        let _ = signal(SignalKind::hangup());
-        pools.first_look(None, LIMIT).await;
-    });
-    Ok(())
-}
-
-/// Leaves as soon as nothing is in flight any more.
-struct Drain {
-    connections: IntGauge,
-    limit: Duration,
-    sink: Sink,
-}
-
-#[async_trait]
-impl BackgroundService for Drain {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        let _ = shutdown.wait_for(|down| *down).await;
-        let deadline = Instant::now() + self.limit;
-        // A connection that was just accepted is not counted yet.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        while self.connections.get() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        match self.connections.get() {
-            0 => log::info!("every request is answered, the process ends"),
-            left => log::warn!(
-                "{left} connections are still open after {:?}, the process ends",
-                self.limit
-            ),
-        }
-        self.sink.flush(Duration::from_secs(1));
-        std::process::exit(0);
-    }
-}
-
-/// SIGTERM and SIGINT both end the process in order; a second one of either ends it at once (decision 35).
-struct Signals {
-    life: Arc<Life>,
-}
-
-#[async_trait]
-impl ShutdownSignalWatch for Signals {
-    async fn recv(&self) -> ShutdownSignal {
-        let (mut term, mut int) = match (
-            signal(SignalKind::terminate()),
-            signal(SignalKind::interrupt()),
-        ) {
-            (Ok(term), Ok(int)) => (term, int),
-            // Without signals only SIGKILL ends the process; it serves on.
-            _ => return std::future::pending().await,
-        };
-        either(&mut term, &mut int).await;
-        log::info!("told to end: the listeners close, what is in flight is finished");
-        self.life.drain();
-        tokio::spawn(async move {
-            either(&mut term, &mut int).await;
-            log::warn!("told to end again: the process ends at once");
-            std::process::exit(130);
-        });
-        ShutdownSignal::GracefulTerminate
-    }
-}
-
-async fn either(term: &mut Signal, int: &mut Signal) {
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
+/// The first folder of `RUNTIME_DIRECTORY`, which may name several.
+pub fn first_of(folders: &str) -> Option<PathBuf> {
+    let first = folders
+        .split(':')
+        .next()
+        .filter(|folder| !folder.is_empty());
+    first.map(PathBuf::from)
 }

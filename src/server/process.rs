@@ -7,6 +7,7 @@ use pingora::services::background::BackgroundService;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::life::Life;
 use crate::admit::auth;
 use crate::admit::limits::{Books, Shared, Spent};
 use crate::admit::lookup::Membership;
@@ -15,9 +16,9 @@ use crate::config::{Problems, Stage};
 use crate::connection::FrontParts;
 use crate::forward::pool::Connectors;
 use crate::gateway::Gateway;
+use crate::handover::Memory;
 use crate::observe::access_log::Logger;
 use crate::observe::registry::{Metrics, RouteMetrics, UNMATCHED};
-use crate::ops::Life;
 use crate::policies::InForce;
 use crate::state::{
     CACHES, Cache, Home, Lookups, Redis, RedisConfig, RedisHealth, Remembers, Revoked,
@@ -30,6 +31,7 @@ pub struct Process {
     pub life: Arc<Life>,
     pub redis_health: Arc<RedisHealth>,
     pub spent: Arc<Spent>,
+    books: Arc<Books>,
     pub shared_limits: Option<Shared>,
     pub known: auth::Known,
     pub members: Arc<Cache<Membership>>,
@@ -93,8 +95,9 @@ impl Process {
             unmatched: Arc::new(metrics.http.route(UNMATCHED)),
             metrics,
             logger: Arc::new(logger),
-            life: Life::begin(),
+            life: Arc::new(Life::default()),
             redis_health,
+            books,
             spent: Arc::new(Spent::new(max_keys)),
             shared_limits,
             known,
@@ -120,9 +123,23 @@ impl Process {
             connections: self.metrics.connections.clone(),
             unmatched: self.unmatched.clone(),
             requests: self.metrics.requests(),
+            life: self.life.clone(),
             logger: self.logger.clone(),
         };
         (gateway, front)
+    }
+
+    /// What a restart would lose.
+    pub fn memory(&self, in_force: &InForce) -> Memory {
+        Memory {
+            limits: self.spent.clone(),
+            failures: self.known.failures.clone(),
+            books: self.books.clone(),
+            in_force: in_force.clone(),
+            revoked: self.known.revoked.clone(),
+            families: self.known.families.clone(),
+            api_keys: self.known.stored_keys.clone(),
+        }
     }
 
     /// Whoever takes them runs them.

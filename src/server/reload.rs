@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
+use super::notify::Notify;
 use super::upkeep::Running;
 use super::{Compiled, LIMIT, Process, Purpose, compile, log_settings};
 use crate::config::{self, Diff, Environment, Problems, Source, Tree};
@@ -60,6 +61,8 @@ pub struct Reloading {
     tree: Tree,
     watch: bool,
     file: Watched,
+    /// The service manager knows of a reload from its beginning to its end.
+    notify: Notify,
     running: Running,
 }
 
@@ -101,6 +104,7 @@ impl Reloading {
         origin: Origin,
         tree: Tree,
         watch: bool,
+        notify: Notify,
     ) -> (Reload, Self) {
         let (asker, asks) = mpsc::channel(ASKERS);
         let reloading = Self {
@@ -114,6 +118,7 @@ impl Reloading {
             asks,
             tree,
             watch,
+            notify,
             running: Running::default(),
         };
         (Reload(asker), reloading)
@@ -139,7 +144,12 @@ impl Reloading {
                     None
                 }
             };
+            self.notify.reloading();
             let outcome = self.reload().await;
+            self.notify.reloaded(match &outcome {
+                Ok(_) => "reloaded",
+                Err(_) => "the reload failed, nothing has changed",
+            });
             self.tell(&outcome);
             if let Some(asker) = asker {
                 // Who asked may have gone.
@@ -149,14 +159,14 @@ impl Reloading {
     }
 
     async fn reload(&mut self) -> Outcome {
-        if self.process.life.is_draining() {
+        if self.process.life.is_ending() {
             return Err(NotReloaded::Ending);
         }
         self.file.is_read(&self.origin.source).await;
         let before = self.in_force.load_full();
         let compiled = self.compile(&before).await.map_err(NotReloaded::Faulty)?;
         compiled.policies.first_look(&before, LIMIT).await;
-        if self.process.life.is_draining() {
+        if self.process.life.is_ending() {
             return Err(NotReloaded::Ending);
         }
         Ok(self.put_in_force(compiled, &before))
@@ -190,7 +200,7 @@ impl Reloading {
             // What follows is a part of the process: `Diff` says so where it differs.
             listen: _,
             threads: _,
-            shutdown_timeout: _,
+            ending: _,
             upstream_connections: _,
         } = compiled;
         let policies = Arc::new(policies);
@@ -243,6 +253,23 @@ impl NotReloaded {
             Self::Faulty(problems) => problems.lines(),
             Self::Ending => vec![self.to_string()],
         }
+    }
+}
+
+impl fmt::Display for Reloaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            changes,
+            needs_restart,
+        } = self;
+        match changes.len() {
+            0 => f.write_str("nothing has changed")?,
+            n => write!(f, "{n} changes: {}", changes.join(", "))?,
+        }
+        if !needs_restart.is_empty() {
+            write!(f, "; these need a restart: {}", needs_restart.join(", "))?;
+        }
+        Ok(())
     }
 }
 

@@ -9,9 +9,11 @@ use parking_lot::Mutex;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use redis::Cmd;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::client::Redis;
+use crate::handover::Clock;
 
 /// The writes that Redis has not heard of yet.
 pub struct Kept {
@@ -24,6 +26,14 @@ struct Write {
     command: Cmd,
     /// Then what it says is over.
     until: Instant,
+}
+
+/// A write, for the next process.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CarriedWrite {
+    arguments: Vec<String>,
+    /// As [`Clock::millis`].
+    until: i64,
 }
 
 /// The oldest give way. One is about as large as a token.
@@ -56,6 +66,38 @@ impl Kept {
         writes.push_back(Write { command, until });
         drop(writes);
         self.more.notify_one();
+    }
+
+    /// What Redis has not heard of, for the next process: written twice is as good as once.
+    pub fn carried(&self, clock: &Clock) -> Vec<CarriedWrite> {
+        let writes = self.writes.lock();
+        let carried = writes.iter().filter_map(|write| {
+            let arguments = write.command.args_iter().map(|argument| match argument {
+                redis::Arg::Simple(text) => String::from_utf8(text.to_vec()).ok(),
+                _ => None,
+            });
+            Some(CarriedWrite {
+                arguments: arguments.collect::<Option<_>>()?,
+                until: clock.millis(write.until),
+            })
+        });
+        carried.collect()
+    }
+
+    pub fn take_over(&self, carried: Vec<CarriedWrite>, clock: &Clock) -> usize {
+        let mut writes = self.writes.lock();
+        let before = writes.len();
+        for CarriedWrite { arguments, until } in carried {
+            if let Some(until) = clock.instant(until).filter(|_| writes.len() < MOST) {
+                let mut command = Cmd::new();
+                command.arg(arguments);
+                writes.push_back(Write { command, until });
+            }
+        }
+        let count = writes.len() - before;
+        drop(writes);
+        self.more.notify_one();
+        count
     }
 
     async fn settle(&self) {

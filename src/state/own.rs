@@ -3,15 +3,31 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use serde::{Deserialize, Serialize};
+
 use super::keys::Family;
+use crate::handover::Seeded;
 
 /// Tokens and families by seeded hash, with the time (unix seconds) at which they end.
 #[derive(Debug, Default)]
 pub struct Own {
     until: HashMap<u64, i64, ahash::RandomState>,
     by_time: BTreeSet<(i64, u64)>,
-    hasher: ahash::RandomState,
+    seeded: Seeded,
 }
+
+/// Some of it, for the next process.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct OwnPage {
+    seeds: [u64; 4],
+    /// [`Seeded::proof`]
+    proof: u64,
+    /// Hashes, and until when (unix seconds).
+    until: Vec<(u64, i64)>,
+}
+
+/// About a quarter of a megabyte.
+const PAGE: usize = 8_000;
 
 /// More are not remembered: those that end first give way.
 const MOST: usize = 1_000_000;
@@ -19,23 +35,57 @@ const MOST: usize = 1_000_000;
 impl Own {
     /// `signed`: the token without its signature.
     pub fn add_token(&mut self, signed: &[u8], until: i64, now: i64) {
-        self.add(self.hasher.hash_one(signed), until, now);
+        self.add(self.seeded.hash(signed), until, now);
     }
 
     pub fn add_family(&mut self, family: &Family, until: i64, now: i64) {
-        self.add(self.hasher.hash_one(family), until, now);
+        self.add(self.seeded.hash(family), until, now);
     }
 
     pub fn has_token(&self, signed: &[u8]) -> bool {
-        !self.until.is_empty() && self.until.contains_key(&self.hasher.hash_one(signed))
+        !self.until.is_empty() && self.until.contains_key(&self.seeded.hash(signed))
     }
 
     pub fn has_family(&self, family: &Family) -> bool {
-        !self.until.is_empty() && self.until.contains_key(&self.hasher.hash_one(family))
+        !self.until.is_empty() && self.until.contains_key(&self.seeded.hash(family))
     }
 
     pub fn is_empty(&self) -> bool {
         self.until.is_empty()
+    }
+
+    /// All of it; what ends last comes first.
+    pub fn carried(&self) -> Vec<OwnPage> {
+        let all: Vec<_> = self
+            .by_time
+            .iter()
+            .rev()
+            .map(|(until, hash)| (*hash, *until))
+            .collect();
+        let pages = all.chunks(PAGE).map(|page| OwnPage {
+            seeds: self.seeded.seeds(),
+            proof: self.seeded.proof(),
+            until: page.to_vec(),
+        });
+        pages.collect()
+    }
+
+    /// Adds what another process has revoked.
+    ///
+    /// # Errors
+    /// When its hashes are none here.
+    pub fn take_over(&mut self, page: OwnPage, now: i64) -> Result<usize, &'static str> {
+        if self.is_empty() {
+            self.seeded = Seeded::with(page.seeds);
+        }
+        if self.seeded.seeds() != page.seeds || self.seeded.proof() != page.proof {
+            return Err("its hashes are made in another way");
+        }
+        let count = page.until.len();
+        for (hash, until) in page.until {
+            self.add(hash, until, now);
+        }
+        Ok(count)
     }
 
     fn add(&mut self, hash: u64, until: i64, now: i64) {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
-use super::keys::{Family, RevocationKey};
-use super::own::Own;
+use super::keys::{Family, RevocationKey, blacklisted};
+use super::own::{Own, OwnPage};
 
 /// What revocation looks at in a token.
 #[derive(Clone, Debug)]
@@ -115,6 +115,39 @@ impl Revoked {
         self.change(|known| known.own.add_family(family, until, now));
     }
 
+    /// What this process has revoked itself, for the next one.
+    pub fn carried(&self) -> Vec<OwnPage> {
+        self.known.read().own.carried()
+    }
+
+    /// Adds what another process has revoked itself.
+    ///
+    /// # Errors
+    /// When it cannot be told from anything else here.
+    pub fn take_over(&self, page: OwnPage, now: i64) -> Result<usize, &'static str> {
+        let mut outcome = Ok(0);
+        self.change(|known| outcome = known.own.take_over(page, now));
+        outcome
+    }
+
+    /// What Redis says, as far as it is known here, as keys with their values; for a process that cannot reach it.
+    pub fn carried_keys(&self) -> Vec<(String, String)> {
+        self.known.read().sets.carried()
+    }
+
+    /// Takes another process' last known set for its own, unless it has read its own meanwhile.
+    pub fn take_over_keys(&self, keys: Vec<(String, String)>) -> usize {
+        let count = keys.len();
+        if self.is_unread() {
+            let mut sets = Sets::default();
+            for (key, value) in keys {
+                sets.set(key.as_bytes(), Some(value.as_bytes()));
+            }
+            self.replace(sets);
+        }
+        count
+    }
+
     /// Waits until something may have been revoked since the last time. For one who waits.
     pub async fn news(&self) {
         self.news.notified().await;
@@ -148,6 +181,28 @@ impl Sets {
                 follow(&mut self.families, name.into(), value.is_some())
             }
         }
+    }
+
+    fn carried(&self) -> Vec<(String, String)> {
+        let tokens = self.tokens.iter().filter_map(|token| {
+            // `set` takes the part behind the last dot for the signature.
+            Some(format!(
+                "{}.",
+                blacklisted(std::str::from_utf8(token).ok()?)
+            ))
+        });
+        let named = |kind: &'static str| move |name: &str| format!("session:revoked:{kind}:{name}");
+        let jtis = self.jtis.iter().map(|jti| named("jti")(jti));
+        let families = self.families.iter().map(|name| named("family")(name));
+        let marks = tokens.chain(jtis).chain(families);
+        let marks = marks.map(|key| (key, String::new()));
+        let users = self
+            .users
+            .iter()
+            .map(|(id, before)| (named("user")(id), before.to_string()));
+        let tenants = self.tenants.iter();
+        let tenants = tenants.map(|(id, before)| (named("tenant")(id), before.to_string()));
+        marks.chain(users).chain(tenants).collect()
     }
 
     fn is_empty(&self) -> bool {
@@ -243,5 +298,38 @@ mod tests {
         assert!(revoked.is_revoked(b"a.b.other", &facts("f2")));
         assert!(revoked.is_revoked(b"d.e.f", &facts("f1")));
         assert!(!revoked.is_revoked(b"d.e.f", &facts("f2")));
+    }
+
+    #[test]
+    fn the_last_known_set_and_what_was_revoked_here_hold_in_the_next_process() {
+        let (old, new) = (Revoked::default(), Revoked::default());
+        let facts = |family| TokenFacts {
+            user: "u1".into(),
+            tenant: "t1".into(),
+            jti: None,
+            family: Family::named(family),
+            issued: 100,
+            expires: 200,
+        };
+        old.update(b"session:blacklist:a.b.c", Some(b"1"));
+        old.update(b"session:revoked:tenant:t2", Some(b"101"));
+        old.revoke_token(b"d.e.f", 200, 100);
+        old.revoke_family(&Family::named("f1").unwrap(), 200, 100);
+        new.await_reading();
+        for page in old.carried() {
+            assert_eq!(new.take_over(page, 100), Ok(2));
+        }
+        new.take_over_keys(old.carried_keys());
+        assert!(!new.is_unread());
+        for token in [&b"a.b.c"[..], b"d.e.x"] {
+            assert!(new.is_revoked(token, &facts("f2")));
+        }
+        assert!(new.is_revoked(b"x.y.z", &facts("f1")));
+        assert!(!new.is_revoked(b"x.y.z", &facts("f2")));
+        let other = TokenFacts {
+            tenant: "t2".into(),
+            ..facts("f2")
+        };
+        assert!(new.is_revoked(b"x.y.z", &other));
     }
 }

@@ -74,3 +74,5 @@ mod diff;
 mod drill;
 mod reload;
 mod shutdown;
+mod systemd;
+mod upgrade;

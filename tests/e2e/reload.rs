@@ -706,7 +706,7 @@ fn a_hundred_reloads_under_load_fail_no_request_and_leave_nothing_behind() {
             100_000 + turn
         );
         let mut routes = vec!["/a", "/b"];
-        routes.extend((turn % 2 == 0).then_some("/c"));
+        routes.extend(turn.is_multiple_of(2).then_some("/c"));
         yaml_of(&format!("{changing}\n  {kept}"), &limits, &routes)
     };
     let gateway = Gateway::with(&conf(0)).start();

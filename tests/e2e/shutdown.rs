@@ -153,6 +153,71 @@ fn a_signal_at_once_after_the_start_ends_it_in_order_too() {
     assert_eq!(gateway.wait_exit(Duration::from_secs(5)), Some(0));
 }
 
+#[test]
+fn ready_says_no_before_the_listeners_close() {
+    let backend = Upstream::start();
+    let gateway = Gateway::with(&format!(
+        "limits: {{ enabled: false }}
+services: {{ s: {{ url: '{}' }} }}
+routes: [{{ path: /s/*, service: s, auth: public }}]
+",
+        backend.url()
+    ));
+    let gateway = gateway.env("DRAIN_DELAY", "700ms").start();
+    let start = Instant::now();
+    gateway.signal(TERM);
+    let ready = || Request::get("/ready").send_to(gateway.addr());
+    wait_until("/ready says no", || ready().status == 503);
+    while start.elapsed() < Duration::from_millis(500) {
+        let response = Request::get("/s/x").send_to(gateway.addr());
+        assert_eq!(
+            response.status, 200,
+            "whoever has not heard of it is served"
+        );
+        assert_eq!(ready().status, 503);
+    }
+    assert_eq!(gateway.wait_exit(Duration::from_secs(5)), Some(0));
+    let took = start.elapsed();
+    assert!(
+        took >= Duration::from_millis(700) && took < Duration::from_millis(1500),
+        "{took:?}"
+    );
+}
+
+#[test]
+fn a_second_signal_ends_the_delay_too() {
+    let (_backend, gateway) = world("20s, drain_delay: 20s");
+    gateway.signal(TERM);
+    await_told(&gateway);
+    gateway.signal(TERM);
+    assert!(
+        gateway
+            .wait_exit(Duration::from_secs(2))
+            .is_some_and(|code| code != 0)
+    );
+}
+
+#[test]
+fn a_request_that_is_on_its_way_when_the_drain_begins_is_answered_and_is_the_last() {
+    let (_backend, gateway) = world("20s, keepalive_drain: 3s");
+    let mut client = Client::to(gateway.addr()).connect();
+    assert_eq!(client.request(&Request::get("/s/1")).status, 200);
+    gateway.signal(TERM);
+    wait_until("new connections are refused", || {
+        TcpStream::connect(gateway.addr()).is_err()
+    });
+    let response = client.request(&Request::get("/s/2"));
+    assert_eq!(
+        (response.status, response.header("connection")),
+        (200, Some("close"))
+    );
+    let answered = Instant::now();
+    assert_eq!(gateway.wait_exit(Duration::from_secs(5)), Some(0));
+    let took = answered.elapsed();
+    println!("ended {took:?} after the last answer");
+    assert!(took < Duration::from_millis(200), "{took:?}");
+}
+
 fn world(shutdown_timeout: &str) -> (Upstream, Gateway) {
     let backend = Upstream::start();
     let gateway = Gateway::with(&format!(

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use jsonwebtoken::jwk::JwkSet;
+use serde::{Deserialize, Serialize};
 
 use super::fetch::Fetch;
 use super::keys::{VerifyingKey, keys_of_set};
@@ -34,6 +35,14 @@ pub struct KeySet {
     /// Counts the answers that differed, from 1.
     pub generation: u64,
     raw: Vec<u8>,
+}
+
+/// An issuer's set, for the next process.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CarriedKeys {
+    url: String,
+    /// As the issuer sent it: public keys.
+    set: String,
 }
 
 // === impl Jwks ===
@@ -75,6 +84,33 @@ impl Jwks {
         self.generation.load(Ordering::Acquire)
     }
 
+    /// The set that is known; nothing before one is.
+    pub fn carried(&self) -> Option<CarriedKeys> {
+        let set = String::from_utf8(self.current().raw.clone()).ok()?;
+        (!set.is_empty()).then(|| CarriedKeys {
+            url: self.url.clone(),
+            set,
+        })
+    }
+
+    /// Begins with the set that another process knew, while the issuer has not answered: it may be away.
+    ///
+    /// # Errors
+    /// When it is another issuer's, or no set.
+    pub fn take_over(&self, carried: CarriedKeys) -> Result<usize, &'static str> {
+        if carried.url != self.url {
+            return Err("they are of another issuer");
+        }
+        // What the issuer has said to this process is fresher.
+        if self.generation() != 0 {
+            return Ok(0);
+        }
+        match self.adopt(carried.set.into_bytes()) {
+            Ok(()) => Ok(self.current().keys.len()),
+            Err(()) => Err("they are no key set"),
+        }
+    }
+
     /// The set that holds `kid`, after one fetch when today's does not; whoever asks meanwhile waits for that one.
     pub async fn with_key(&self, kid: &str) -> Arc<KeySet> {
         let has_it = |set: &KeySet| set.keys.iter().any(|key| key.kid.as_deref() == Some(kid));
@@ -101,6 +137,11 @@ impl Jwks {
                 return Err(());
             }
         };
+        self.adopt(body)
+    }
+
+    /// Puts an answer of the issuer's in force.
+    fn adopt(&self, body: Vec<u8>) -> Result<(), ()> {
         if self.current.load().raw == body {
             return Ok(());
         }

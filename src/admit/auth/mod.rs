@@ -30,10 +30,12 @@ use crate::forward::pool::Pools;
 use crate::policies::Task;
 use crate::state::{Revoked, TokenFacts};
 use api_key::{ApiKeyConfig, ApiKeys, Given};
+use jwks::Jwks;
 pub use known::Known;
 use logout::Logout;
 use refresh::{Families, Refresh, RefreshConfig};
 use token::Tokens;
+pub use token::unix_now;
 pub use users::UsersConfig;
 use users::{Incomplete, Users};
 
@@ -389,6 +391,11 @@ impl Auth {
     /// A credential that this address gave was not valid.
     pub fn failed(&self, client: IpAddr, now: Instant) {
         self.failures.note(client, now);
+    }
+
+    /// The issuer's keys, where they come from one.
+    pub fn jwks(&self) -> Option<&Arc<Jwks>> {
+        self.tokens.jwks()
     }
 
     /// Fetches the issuer's keys, where nobody has yet.

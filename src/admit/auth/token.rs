@@ -323,6 +323,10 @@ impl Tokens {
         })
     }
 
+    pub fn jwks(&self) -> Option<&Arc<Jwks>> {
+        self.jwks.as_ref()
+    }
+
     pub async fn first_look(&self) {
         if let Some(jwks) = &self.jwks {
             jwks.first_look().await;

@@ -125,7 +125,6 @@ impl LimitsConfig {
         }
         let ticket = Rule {
             name: TICKET.into(),
-            id: spent.windows.hash(&TICKET),
             max,
             window: window.0,
             block: block.0,
@@ -177,7 +176,6 @@ impl LimitsConfig {
                 name.clone(),
                 Arc::new(Rule {
                     name: own.into(),
-                    id: spent.windows.hash(&name.as_str()),
                     max,
                     window: window.0,
                     block: std::time::Duration::ZERO,

@@ -53,6 +53,12 @@ impl FailureGuardConfig {
     }
 }
 
+impl Failures {
+    pub fn windows(&self) -> &Windows {
+        &self.0
+    }
+}
+
 impl Default for Failures {
     fn default() -> Self {
         Self(Windows::new(ADDRESSES))

@@ -27,16 +27,14 @@ use config::check_rule;
 pub use failures::{FailureGuard, FailureGuardConfig, Failures};
 use shared::Decision;
 pub use shared::{Books, Shared};
-use window::{Ask, Windows};
-pub use window::{Exceeded, Standing};
+use window::Ask;
+pub use window::{Exceeded, Mark, Page, Standing, Windows};
 
 /// One limit: at most `max` requests of a key in any `window`.
 #[derive(Debug)]
 pub struct Rule {
     /// Empty for the global one.
     name: Box<str>,
-    /// Follows from the name: under other rules the same limit goes on with what was spent.
-    id: u64,
     max: u32,
     window: std::time::Duration,
     /// How long one who exceeds it is kept out.
@@ -167,7 +165,7 @@ impl Limits {
         let event = who.event.filter(|_| rule.per_event);
         let tier = who.caller.map_or(Tier::default(), |caller| caller.tier);
         Ask {
-            key: self.spent.windows.hash(&(rule.id, hash, event)),
+            key: self.spent.windows.hash(&(&*rule.name, hash, event)),
             max: rule.max.saturating_mul(tier as u32),
             window: rule.window,
             block: rule.block,
@@ -239,6 +237,10 @@ impl Spent {
             windows: Windows::new(max_keys),
             flood: Rate::new(std::time::Duration::from_secs(1)),
         }
+    }
+
+    pub fn windows(&self) -> &Windows {
+        &self.windows
     }
 }
 

@@ -5,14 +5,16 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
 use redis::{Cmd, RedisResult};
+use serde::{Deserialize, Serialize};
 
-use super::window::{Ask, step_ms};
+use super::window::{Ask, Mark, step_ms};
+use crate::handover::Clock;
 use crate::state::{Away, Connection, Prepare, Redis};
 
 /// What Redis decided about one request.
@@ -55,6 +57,15 @@ struct Scripts {
 struct Grant {
     limits: Vec<(String, Ask)>,
     when: Instant,
+}
+
+/// A grant that Redis was not told of, for the next process.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Told {
+    /// As [`Clock::millis`].
+    when: i64,
+    /// Key, most, window and block (milliseconds).
+    limits: Vec<(String, u32, u64, u64)>,
 }
 
 const SPEND: &str = include_str!("shared.lua");
@@ -160,6 +171,38 @@ impl Books {
         })
     }
 
+    /// What Redis was not told of, up to now or after the mark.
+    pub fn carried(&self, clock: &Clock, after: Option<Mark>) -> Vec<Told> {
+        let journal = self.journal.lock();
+        let told = journal.iter().map(|grant| Told {
+            when: clock.millis(grant.when),
+            limits: grant.limits.iter().map(carried).collect(),
+        });
+        told.filter(|told| after.is_none_or(|mark| mark.is_before(told.when)))
+            .collect()
+    }
+
+    /// The next process tells Redis of what came up to the mark.
+    pub fn leave(&self, clock: &Clock, mark: Mark) {
+        let mut journal = self.journal.lock();
+        journal.retain(|grant| mark.is_before(clock.millis(grant.when)));
+    }
+
+    pub fn take_over(&self, told: Vec<Told>, clock: &Clock) -> usize {
+        let mut journal = self.journal.lock();
+        let before = journal.len();
+        for Told { when, limits } in told {
+            let limits = limits.into_iter().map(taken_over).collect();
+            if let Some(when) = clock
+                .instant(when)
+                .filter(|_| journal.len() < LONGEST_JOURNAL)
+            {
+                journal.push_back(Grant { limits, when });
+            }
+        }
+        journal.len() - before
+    }
+
     /// Tells Redis what was granted without it. What it has no room for is as good as told.
     async fn settle(&self, script: &str, redis: &mut Connection) -> RedisResult<()> {
         loop {
@@ -183,6 +226,21 @@ impl Books {
             untold.was_told();
         }
     }
+}
+
+fn carried((key, ask): &(String, Ask)) -> (String, u32, u64, u64) {
+    let millis = |time: Duration| time.as_millis() as u64;
+    (key.clone(), ask.max, millis(ask.window), millis(ask.block))
+}
+
+fn taken_over((key, max, window, block): (String, u32, u64, u64)) -> (String, Ask) {
+    let ask = Ask {
+        key: 0, // only Redis is told of it
+        max,
+        window: Duration::from_millis(window),
+        block: Duration::from_millis(block),
+    };
+    (key, ask)
 }
 
 /// Of a Cluster, every master gets it.

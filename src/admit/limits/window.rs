@@ -4,11 +4,17 @@
 //! only hold a request back for up to one step, never let one too many through. The step is a millisecond for
 //! limits of up to [`EXACT`]; for larger ones the window is cut into [`EXACT`] steps, which bounds a key to 8 KiB.
 
+mod carried;
+
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::time::{Duration, Instant};
 
+use once_cell::sync::OnceCell;
 use parking_lot::{Mutex, MutexGuard};
+
+use crate::handover::Seeded;
+pub use carried::{Mark, Page};
 
 /// Most steps that a key remembers.
 const EXACT: u32 = 512;
@@ -58,7 +64,8 @@ impl Exceeded {
 /// The windows of all keys.
 pub struct Windows {
     epoch: Instant,
-    hasher: ahash::RandomState,
+    /// Made with the first key, unless another process has made it.
+    seeded: OnceCell<Seeded>,
     shards: Box<[Mutex<Shard>]>,
     max_keys_per_shard: usize,
 }
@@ -86,7 +93,7 @@ impl Windows {
     pub fn new(max_keys: usize) -> Self {
         Self {
             epoch: Instant::now(),
-            hasher: ahash::RandomState::new(),
+            seeded: OnceCell::new(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             max_keys_per_shard: (max_keys / SHARDS).max(1),
         }
@@ -94,7 +101,7 @@ impl Windows {
 
     /// A key for whatever names somebody.
     pub fn hash(&self, of: &impl Hash) -> u64 {
-        self.hasher.hash_one(of)
+        self.seeded.get_or_init(Seeded::default).hash(of)
     }
 
     /// Spends one on every limit, or on none.

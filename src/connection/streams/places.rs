@@ -82,20 +82,20 @@ mod tests {
 
     #[test]
     fn nobody_has_more_places_than_there_are_and_each_comes_back() {
-        let places = Arc::new(Places::new(2));
+        let places = Arc::new(Places::default());
         let holder = |id: &str| Holder::Caller(Source::Jwt, id.into());
-        let first = places.take(holder("a")).ok();
-        let second = places.take(holder("a")).ok();
+        let first = places.take(holder("a"), 2).ok();
+        let second = places.take(holder("a"), 2).ok();
         assert!(first.is_some() && second.is_some());
-        assert!(places.take(holder("a")).is_err());
-        assert!(places.take(holder("b")).is_ok());
+        assert!(places.take(holder("a"), 2).is_err());
+        assert!(places.take(holder("b"), 2).is_ok());
         assert!(
             places
-                .take(Holder::Caller(Source::ApiKey, "a".into()))
+                .take(Holder::Caller(Source::ApiKey, "a".into()), 2)
                 .is_ok()
         );
         drop(first);
-        let third = places.take(holder("a"));
+        let third = places.take(holder("a"), 2);
         assert!(third.is_ok());
         drop((second, third));
         assert!(places.taken.lock().is_empty(), "nothing is left of them");
@@ -103,10 +103,13 @@ mod tests {
 
     #[test]
     fn many_at_once_get_no_more() {
-        let places = Arc::new(Places::new(20));
+        let places = Arc::new(Places::default());
         let holder = || Holder::Address(IpAddr::from([127, 0, 0, 1]));
-        let take_ten =
-            || -> Vec<Place> { (0..10).filter_map(|_| places.take(holder()).ok()).collect() };
+        let take_ten = || -> Vec<Place> {
+            (0..10)
+                .filter_map(|_| places.take(holder(), 20).ok())
+                .collect()
+        };
         let held: usize = std::thread::scope(|scope| {
             let takers: Vec<_> = (0..8).map(|_| scope.spawn(take_ten)).collect();
             let held: Vec<_> = takers

@@ -37,7 +37,7 @@ pub struct Member {
     pub recent: Window<3>,
     /// Failures since the last good answer.
     pub failures_in_a_row: AtomicU32,
-    standing: Mutex<Standing>,
+    pub(super) standing: Mutex<Standing>,
 }
 
 /// What [`Member::recent`] counts: good answers, failures, and the times of the good answers as [`octaves`].
@@ -53,11 +53,11 @@ pub fn octaves(time: Duration) -> u32 {
 
 /// Whether it may be chosen. Read when a view is made, not by requests.
 #[derive(Clone, Copy)]
-struct Standing {
-    passes_checks: bool,
-    ejected_until: Option<Instant>,
+pub(super) struct Standing {
+    pub passes_checks: bool,
+    pub ejected_until: Option<Instant>,
     /// How long it was ejected the last time.
-    last_ejection: Duration,
+    pub last_ejection: Duration,
     returned: Option<Instant>,
 }
 
@@ -94,7 +94,7 @@ pub struct Members {
     service: Box<str>,
     balance: Balance,
     outlier: Outlier,
-    all: Mutex<Vec<Arc<Member>>>,
+    pub(super) all: Mutex<Vec<Arc<Member>>>,
     view: ArcSwap<View>,
     metrics: Arc<ServiceMetrics>,
     /// Others speak for the service now: what still happens here is not shown.
@@ -215,6 +215,12 @@ impl Members {
         if let Some(member) = all.iter().find(|member| member.address == *address) {
             member.standing.lock().checked(passes_checks, now);
         }
+        self.publish(&all, self.ring(), now);
+    }
+
+    /// Standings have changed.
+    pub fn stand_anew(&self, now: Instant) {
+        let all = self.all.lock();
         self.publish(&all, self.ring(), now);
     }
 

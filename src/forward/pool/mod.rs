@@ -5,6 +5,7 @@
 
 mod attempt;
 mod balance;
+mod carried;
 mod health;
 mod latency;
 mod members;
@@ -33,6 +34,7 @@ use crate::observe::registry::ServiceMetrics;
 use crate::policies::Task;
 pub use attempt::Attempt;
 pub use balance::{Affinity, BalanceConfig};
+pub use carried::Carried;
 pub use health::HealthConfig;
 use health::{Check, check_health, keep_up};
 pub use members::Census;

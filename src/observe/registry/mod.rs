@@ -47,6 +47,8 @@ pub struct Metrics {
     pub http2_closed: IntCounterVec,
     /// Open WebSockets, event streams and other answers that stream.
     pub streams_open: IntGaugeVec,
+    /// Attempts to put a new process in the place of this one, by outcome.
+    pub upgrades: IntCounterVec,
     log_lines_dropped: IntGauge,
     redis_up: IntGauge,
     pub redis: RedisMetrics,
@@ -119,6 +121,12 @@ impl Metrics {
                 "authentication_attempts_total",
                 "Authentication attempts by outcome",
                 &["status"],
+            )?,
+            upgrades: counters(
+                &registry,
+                "upgrades_total",
+                "Attempts to put a new process in the place of this one, by outcome",
+                &["outcome"],
             )?,
             token_refreshes: counters(
                 &registry,

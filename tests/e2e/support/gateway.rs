@@ -30,6 +30,8 @@ pub struct Gateway {
     readers: Vec<JoinHandle<()>>,
     addr: Option<SocketAddr>,
     private_addr: Option<SocketAddr>,
+    /// In the environment of this process, and of those that took its place.
+    mark: String,
 }
 
 impl Gateway {
@@ -281,6 +283,8 @@ impl Drop for Gateway {
             let _ = child.kill();
             let _ = child.wait();
         }
+        // Who took its place has its output open.
+        super::runtime::end_all(&self.mark);
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
@@ -295,6 +299,7 @@ pub struct GatewayBuilder {
     conf: Option<TempFile>,
     env: BTreeMap<String, String>,
     args: Vec<String>,
+    program: Option<PathBuf>,
 }
 
 /// The services that have routes, by the first part of their variable: `AUTH` is at AUTH_SERVICE_URL.
@@ -339,7 +344,14 @@ impl GatewayBuilder {
             conf: yaml.map(|yaml| TempFile::new("yaml", yaml)),
             env: env.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
             args: Vec::new(),
+            program: None,
         }
+    }
+
+    /// Runs this program, which leads to the one under test.
+    pub fn program(mut self, program: PathBuf) -> Self {
+        self.program = Some(program);
+        self
     }
 
     /// Sets a variable of its environment, which has nothing else but the test's defaults.
@@ -373,7 +385,8 @@ impl GatewayBuilder {
     /// Starts it without waiting for anything: its addresses are not known.
     #[track_caller]
     pub fn spawn(self) -> Gateway {
-        let program = gateway_program();
+        let program = self.program.unwrap_or_else(gateway_program);
+        let mark = super::runtime::new_mark();
         let mut command = Command::new(&program);
         if let Some(conf) = &self.conf {
             command.arg("--conf").arg(conf.path());
@@ -382,6 +395,7 @@ impl GatewayBuilder {
             .args(&self.args)
             .env_clear()
             .envs(&self.env)
+            .env(super::runtime::MARK, &mark)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -400,6 +414,7 @@ impl GatewayBuilder {
             readers,
             addr: None,
             private_addr: None,
+            mark,
         }
     }
 
@@ -476,7 +491,7 @@ impl Drop for TempFile {
 pub(super) type Lines = Arc<Mutex<Vec<String>>>;
 
 /// The binary to test: E2E_GATEWAY_BIN, else the one Cargo has built for the tests.
-fn gateway_program() -> PathBuf {
+pub(super) fn gateway_program() -> PathBuf {
     std::env::var_os("E2E_GATEWAY_BIN")
         .unwrap_or_else(|| env!("CARGO_BIN_EXE_api-gateway").into())
         .into()

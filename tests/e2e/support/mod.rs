@@ -22,6 +22,7 @@ pub mod limited;
 pub mod load;
 pub mod redis;
 pub mod relay;
+pub mod runtime;
 pub mod tenancy;
 pub mod token;
 pub mod upstream;
@@ -40,6 +41,7 @@ pub mod prelude {
     pub use super::load::{Exchange, Load, Running, Traffic, alone};
     pub use super::redis::{Cluster, Redis, Watched};
     pub use super::relay::{Relay, Seen};
+    pub use super::runtime::{Runtime, is_gone};
     pub use super::token::{self, KeyPair, Token};
     pub use super::upstream::{Recorded, Reply, Upstream, refused_addr};
     pub use super::wait::{wait_until, within};

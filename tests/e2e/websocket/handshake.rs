@@ -16,7 +16,8 @@ fn a_handshake_meets_every_policy_of_its_route() {
     let target = "/s/venues/v1/chat";
     let user = |id: &str| Token::user(id).claim("venueId", "v1");
     let bearer = |token: Token| format!("Bearer {}", token.hs256());
-    let refused: &[(&str, &str, Vec<(&str, String)>, u16)] = &[
+    type Case = (&'static str, &'static str, Vec<(&'static str, String)>, u16);
+    let refused: &[Case] = &[
         ("nobody", target, vec![], 401),
         (
             "noise",
@@ -190,7 +191,7 @@ fn a_token_among_the_protocols_lets_in_and_is_told_to_nobody() {
         let heard = format!("{:?}", visit.headers);
         assert!(!heard.contains(&token), "{heard}");
     }
-    let wrong = format!("bearer, {}x", token);
+    let wrong = format!("bearer, {token}x");
     let fields = [("Sec-WebSocket-Protocol", wrong.as_str())];
     assert_eq!(try_open(gateway.addr(), "/s/a", &fields).err(), Some(401));
     let foreign = [fields[0], ("Origin", "https://evil.example")];
@@ -441,9 +442,7 @@ fn faulty_settings_are_named() {
     let said = Gateway::with(&yaml).arg("--test").run_to_exit();
     assert_eq!(said.code, 1, "{said:?}");
     let text = format!("{said:?}");
-    for place in ["streams.per_user"] {
-        assert!(text.contains(place), "{place}: {text}");
-    }
+    assert!(text.contains("streams.per_user"), "{text}");
     let yaml = yaml.replace("per_user: -1", "per_user: 1");
     let text = format!("{:?}", Gateway::with(&yaml).arg("--test").run_to_exit());
     for place in [

@@ -75,7 +75,17 @@ pub fn compile(config: BTreeMap<String, ApiKeyConfig>, problems: &mut Problems) 
             problems.add(format!("{place}.tenant_id"), "must not be empty");
         }
         let caller = Arc::new(holder(id, tenant, permissions, tier, venues, expires_at));
-        if keys.insert(digest, ApiKey { caller, expires_at }).is_some() {
+        if keys
+            .insert(
+                digest,
+                ApiKey {
+                    caller,
+                    expires_at,
+                    record: None,
+                },
+            )
+            .is_some()
+        {
             problems.add(format!("{place}.sha256"), "is the key of another entry too");
         }
     }

@@ -40,6 +40,8 @@ pub struct ApiKeys {
 struct ApiKey {
     caller: Arc<Caller>,
     expires_at: Option<Timestamp>,
+    /// What it was read from, where that was Redis.
+    record: Option<Arc<str>>,
 }
 
 /// What `X-API-Key` carries.

@@ -83,6 +83,7 @@ impl Record {
 
     /// `None`: it is not active.
     pub(super) fn into_key(self) -> Option<ApiKey> {
+        let record = serde_json::to_string(&self).ok().map(Arc::from);
         let Self {
             id,
             tenant_id,
@@ -96,6 +97,7 @@ impl Record {
         Some(ApiKey {
             caller: Arc::new(holder(id, tenant, permissions, tier, venues, expires_at)),
             expires_at,
+            record,
         })
     }
 }

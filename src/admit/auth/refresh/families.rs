@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use pingora_timeout::timeout;
 use redis::Cmd;
 
-use super::memory::Memory;
+use super::memory::{CarriedFamily, Memory};
 use crate::admit::auth::keys::LEEWAY;
 use crate::admit::auth::token::unix_now;
 use crate::state::{Away, Family, Kept, Redis, Revoked, Settle};
@@ -79,12 +79,28 @@ impl Store {
         }
     }
 
+    /// All families that this process keeps itself, or those that have changed since they were asked for: for the next one.
+    pub fn carried(&self, only_changes: bool) -> Vec<CarriedFamily> {
+        match self {
+            Self::Redis { .. } => Vec::new(),
+            Self::Memory(memory) if only_changes => memory.lock().carried_changes(),
+            Self::Memory(memory) => memory.lock().carried(),
+        }
+    }
+
+    pub fn take_over(&self, families: Vec<CarriedFamily>) -> usize {
+        match self {
+            Self::Redis { .. } => 0,
+            Self::Memory(memory) => memory.lock().take_over(families),
+        }
+    }
+
     /// Tells Redis what it was not told yet, where there is one.
     pub fn settle(&self) -> Option<Settle> {
         self.kept().cloned().map(Settle)
     }
 
-    fn kept(&self) -> Option<&Arc<Kept>> {
+    pub fn kept(&self) -> Option<&Arc<Kept>> {
         match self {
             Self::Redis { kept, .. } => Some(kept),
             Self::Memory(_) => None,

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::families::{Presented, Verdict};
 use crate::admit::auth::token::unix_now;
 use crate::state::{Away, Family};
@@ -13,6 +15,16 @@ pub struct Memory {
     /// Records that there may be.
     most: usize,
     swept: Option<Instant>,
+    /// Those that have changed since the next process was told of them all.
+    changed: Option<Vec<Family>>,
+}
+
+/// A family, for the next process.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CarriedFamily {
+    name: String,
+    current: Option<Box<str>>,
+    until: i64,
 }
 
 struct Record {
@@ -31,6 +43,60 @@ impl Memory {
             records: HashMap::default(),
             most,
             swept: None,
+            changed: None,
+        }
+    }
+
+    /// All families; from now on it is noted which of them change.
+    pub fn carried(&mut self) -> Vec<CarriedFamily> {
+        self.changed = Some(Vec::new());
+        let now = unix_now();
+        let live = self.records.iter().filter(|(_, record)| record.until > now);
+        live.map(carried).collect()
+    }
+
+    /// Those that have changed since then.
+    pub fn carried_changes(&mut self) -> Vec<CarriedFamily> {
+        let changed = self.changed.take().unwrap_or_default();
+        let known = changed
+            .iter()
+            .filter_map(|family| self.records.get_key_value(family));
+        known.map(carried).collect()
+    }
+
+    /// Another process knows them better.
+    pub fn take_over(&mut self, families: Vec<CarriedFamily>) -> usize {
+        let mut count = 0;
+        for CarriedFamily {
+            name,
+            current,
+            until,
+        } in families
+        {
+            let Some(family) = Family::named(&name) else {
+                continue;
+            };
+            // One that has ended here does not begin again.
+            let has_ended = self
+                .records
+                .get(&family)
+                .is_some_and(|r| r.current.is_none());
+            let is_known = self.records.contains_key(&family);
+            if !has_ended && (is_known || self.records.len() < self.most) {
+                self.records.insert(family, Record { current, until });
+                count += 1;
+            }
+        }
+        count
+    }
+
+    fn note(&mut self, family: &Family) {
+        if let Some(changed) = self
+            .changed
+            .as_mut()
+            .filter(|changed| changed.len() < self.most)
+        {
+            changed.push(family.clone());
         }
     }
 
@@ -41,6 +107,7 @@ impl Memory {
         next: &str,
         until: i64,
     ) -> Result<Verdict, Away> {
+        self.note(token.family);
         let now = unix_now();
         let successor = Some(next.into());
         let Some(record) = self.records.get_mut(token.family).filter(|r| r.until > now) else {
@@ -66,6 +133,7 @@ impl Memory {
     }
 
     pub fn end(&mut self, family: &Family, until: i64) {
+        self.note(family);
         let until = self
             .records
             .get(family)
@@ -88,6 +156,14 @@ impl Memory {
             true => Ok(()),
             false => Err(Away),
         }
+    }
+}
+
+fn carried((family, record): (&Family, &Record)) -> CarriedFamily {
+    CarriedFamily {
+        name: family.name().to_owned(),
+        current: record.current.clone(),
+        until: record.until,
     }
 }
 
@@ -153,5 +229,21 @@ mod tests {
         assert_eq!(begins, Err(Away));
         let goes_on = memory.rotate(&token(&family, Some("a")), "b", until);
         assert_eq!(goes_on, Ok(Verdict::Rotated));
+    }
+
+    #[test]
+    fn the_next_process_goes_on_with_every_family_and_hears_of_those_that_changed_meanwhile() {
+        let (mut old, family, until) = memory();
+        let (mut new, ..) = memory();
+        let ended = Family::named("f2").unwrap();
+        old.rotate(&token(&family, None), "a", until).unwrap();
+        assert_eq!(new.take_over(old.carried()), 1);
+        old.rotate(&token(&family, Some("a")), "b", until).unwrap();
+        old.end(&ended, until);
+        assert_eq!(new.take_over(old.carried_changes()), 2);
+        let verdict = new.rotate(&token(&family, Some("b")), "c", until);
+        assert_eq!(verdict, Ok(Verdict::Rotated));
+        let verdict = new.rotate(&token(&ended, None), "a", until);
+        assert_eq!(verdict, Ok(Verdict::Dead));
     }
 }

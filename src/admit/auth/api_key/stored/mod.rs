@@ -3,6 +3,7 @@
 //! Redis pushes every change under `apikey:`; a look-up that was under way when its key changed is not remembered. After
 //! a time in which changes may have been missed, what is remembered is asked for anew, and is the last known until then.
 
+mod carried;
 #[cfg(test)]
 mod tests;
 

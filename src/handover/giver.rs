@@ -1,0 +1,346 @@
+//! The old process' part: it starts the new one, gives it everything, and serves on if that does not come off.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use prometheus::IntCounterVec;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::oneshot;
+
+use super::memory::Parcel;
+use super::wire::{Broken, Frame, Wire};
+use super::{
+    Clock, END, FAILED, Failed, HELLO, Hello, LISTENERS, MARK, Memory, PROTOCOL, READY, Ready,
+    SERVING,
+};
+use crate::admit::limits::Mark;
+use crate::listen::Doors;
+use crate::observe::access_log::Logger;
+use crate::server::Life;
+use crate::server::control::Control;
+
+/// How this process was started: so the next one is.
+#[derive(Clone, Debug)]
+pub struct Program {
+    path: PathBuf,
+    arguments: Vec<OsString>,
+}
+
+/// Replaces this process, one attempt at a time.
+pub struct Upgrades {
+    pub program: Program,
+    pub life: Arc<Life>,
+    pub doors: Arc<Doors>,
+    pub memory: Memory,
+    /// For the new process to be ready.
+    pub limit: Duration,
+    pub control: Option<Arc<Control>>,
+    pub logger: Arc<Logger>,
+    /// `upgrades_total{outcome}`
+    pub outcomes: IntCounterVec,
+    /// While an upgrade is under way.
+    pub child: Mutex<Option<Child>>,
+    /// Who took over, and what it was told up to.
+    pub successor: Mutex<Option<(Wire, Mark)>>,
+}
+
+/// The id of the new process, or why this one serves on.
+pub type Outcome = Result<u32, String>;
+
+/// For the new process to take over, from the moment on at which this one no longer accepts: clients wait.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// For the new process to end by itself, when it has let go of its socket.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+impl Program {
+    /// As it was called, not what that leads to: a link may lead to the next version later.
+    pub fn of_this_process(search_path: Option<&str>) -> std::io::Result<Self> {
+        let mut arguments = std::env::args_os();
+        let called = PathBuf::from(arguments.next().unwrap_or_default());
+        let named = match called.components().count() {
+            0 => None,
+            1 if !called.has_root() && !called.to_string_lossy().contains('/') => search_path
+                .unwrap_or_default()
+                .split(':')
+                .map(|folder| Path::new(folder).join(&called))
+                .find(|path| path.is_file()),
+            _ => std::path::absolute(&called).ok(),
+        };
+        let path = match named.filter(|path| path.is_file()) {
+            Some(path) => path,
+            None => std::env::current_exe()?,
+        };
+        Ok(Self {
+            path,
+            arguments: arguments.collect(),
+        })
+    }
+}
+
+impl Upgrades {
+    /// Begins to replace this process, on a thread of its own. The outcome is logged, and told to whoever waits for it.
+    pub fn begin(self: &Arc<Self>) -> oneshot::Receiver<Outcome> {
+        let (tell, outcome) = oneshot::channel();
+        if let Err(why) = self.life.begin_upgrade() {
+            self.say_failed(why);
+            let _ = tell.send(Err(why.to_owned()));
+            return outcome;
+        }
+        let this = self.clone();
+        let begun = std::thread::Builder::new()
+            .name("upgrade".into())
+            .spawn(move || {
+                let outcome = this.upgrade();
+                // Whoever asked may be gone.
+                let _ = tell.send(outcome);
+            });
+        if begun.is_err() {
+            self.life.upgrade_failed();
+            self.say_failed("no thread can be started");
+        }
+        outcome
+    }
+
+    fn upgrade(&self) -> Outcome {
+        let outcome = self.start().and_then(|(wire, pid)| {
+            match self.give(&wire) {
+                Ok(mark) => {
+                    self.memory.leave(mark, &Clock::now());
+                    *self.successor.lock() = Some((wire, mark));
+                    Ok(pid)
+                }
+                // It is ended before it could see the wire go: it would take that for this process' end.
+                Err(why) => Err(self.end_child(&why)),
+            }
+        });
+        match &outcome {
+            Ok(pid) => {
+                self.say(
+                    log::Level::Info,
+                    "upgrade: the new process serves",
+                    "pid",
+                    &pid.to_string(),
+                );
+                self.outcomes.with_label_values(&["ok"]).inc();
+                let child = self.child.lock().take();
+                if let (true, Some(child)) = (self.life.replaced(), child) {
+                    // The signal was meant for whoever serves. One that has ended needs none.
+                    let _ = kill_process(Pid::from_child(&child), Signal::Term);
+                }
+            }
+            Err(why) => {
+                self.doors.resume();
+                self.say_failed(why);
+                self.life.upgrade_failed();
+            }
+        }
+        outcome
+    }
+
+    fn start(&self) -> Result<(Wire, u32), String> {
+        let pair = UnixStream::pair().and_then(|(ours, theirs)| Ok((Wire::new(ours)?, theirs)));
+        let (ours, theirs) = pair.map_err(|e| format!("no pair of sockets can be had: {e}"))?;
+        let Program { path, arguments } = &self.program;
+        let child = Command::new(path)
+            .args(arguments)
+            .env(MARK, std::process::id().to_string())
+            .stdin(OwnedFd::from(theirs))
+            .spawn()
+            .map_err(|e| format!("{} cannot be started: {e}", path.display()))?;
+        let pid = child.id();
+        *self.child.lock() = Some(child);
+        self.say(
+            log::Level::Info,
+            "upgrade: a new process is started",
+            "pid",
+            &pid.to_string(),
+        );
+        Ok((ours, pid))
+    }
+
+    /// Gives everything to the new process, once it is ready.
+    fn give(&self, wire: &Wire) -> Result<Mark, Failure> {
+        let deadline = Instant::now() + self.limit;
+        let hello = Hello {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            listeners: self.doors.keys(),
+            has_control: self.control.is_some(),
+        };
+        wire.send(HELLO, &hello, deadline)
+            .map_err(Failure::before("could be told what it is for"))?;
+        let ready: Ready = self.await_word(wire, READY, deadline, "was ready")?;
+
+        self.doors.pause();
+        let paused = Instant::now();
+        let deadline = Instant::now() + PAUSE;
+        let clock = Clock::now();
+        let mark = Mark::here(&clock);
+        let parcel = self.memory.all(&clock, ready.wants_revocations);
+        self.pass_on(wire, &parcel, deadline)
+            .map_err(Failure::before("had everything"))?;
+        let _: () = self.await_word(wire, SERVING, deadline, "served")?;
+        log::info!("upgrade: nobody was let in for {:?}", paused.elapsed());
+        Ok(mark)
+    }
+
+    fn pass_on(&self, wire: &Wire, parcel: &Parcel, deadline: Instant) -> Result<(), Broken> {
+        let held = self.doors.held();
+        let keys: Vec<_> = held.iter().map(|(key, _)| key).collect();
+        let keys = serde_json::to_vec(&keys)
+            .map_err(|_| Broken::Garbled("its names cannot be written"))?;
+        let sockets: Vec<_> = held.iter().map(|(_, socket)| socket.as_fd()).collect();
+        wire.send_raw(LISTENERS, &keys, &sockets, deadline)?;
+        for (name, body) in &parcel.parts {
+            wire.send_raw(name, body, &[], deadline)?;
+        }
+        if let Some(left_out) = parcel.left_out() {
+            log::warn!(
+                "upgrade: there is more than can be handed over, it is left behind: {left_out}"
+            );
+        }
+        wire.send(END, &(), deadline)
+    }
+
+    fn await_word<T: serde::de::DeserializeOwned>(
+        &self,
+        wire: &Wire,
+        word: &str,
+        deadline: Instant,
+        before: &'static str,
+    ) -> Result<T, Failure> {
+        let wanted = || !self.life.is_told();
+        let frame: Frame = wire
+            .receive(deadline, &wanted)
+            .map_err(Failure::before(before))?;
+        match &*frame.name {
+            FAILED => {
+                let failed: Failed = frame.parse().map_err(Failure::before(before))?;
+                Err(Failure::Said(failed.reason))
+            }
+            name if name == word => frame.parse().map_err(Failure::before(before)),
+            _ => Err(Failure::Broken(
+                Broken::Garbled("it says what it should not"),
+                before,
+            )),
+        }
+    }
+
+    /// Ends the new process, by its id. Returns the whole reason.
+    fn end_child(&self, why: &Failure) -> String {
+        let Some(mut child) = self.child.lock().take() else {
+            return why.to_string();
+        };
+        let has_let_go = matches!(why, Failure::Broken(Broken::Gone, _) | Failure::Said(_));
+        let limit = if has_let_go {
+            LAST_WORDS
+        } else {
+            Duration::ZERO
+        };
+        let ended = by_itself(&mut child, limit);
+        if ended.is_none() {
+            // Both fail only for one that has ended meanwhile.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if let Some(control) = &self.control {
+            control.clear(child.id());
+        }
+        match (why, ended) {
+            (Failure::Broken(Broken::Gone, before), Some(status)) => {
+                format!("the new process ended before it {before} ({status})")
+            }
+            _ => why.to_string(),
+        }
+    }
+
+    /// The process ends: what its last requests changed is told to who took over. Nobody is left behind half-way.
+    pub fn finish(&self, limit: Duration) {
+        let Some((wire, mark)) = self.successor.lock().take() else {
+            return;
+        };
+        let deadline = Instant::now() + limit;
+        for (name, body) in self.memory.since(mark, &Clock::now()).parts {
+            if let Err(e) = wire.send_raw(name, &body, &[], deadline) {
+                log::warn!("upgrade: the last changes could not be passed on: {e}");
+                return;
+            }
+        }
+    }
+
+    /// The process ends at once: one that was to take over does, too.
+    pub fn abort(&self) {
+        if let Some(child) = &mut *self.child.lock() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn say_failed(&self, why: &str) {
+        self.outcomes.with_label_values(&["failed"]).inc();
+        self.say(
+            log::Level::Error,
+            "upgrade failed, this process serves on",
+            "reason",
+            why,
+        );
+    }
+
+    fn say(&self, level: log::Level, what: &str, name: &str, value: &str) {
+        self.logger.write(level, |line| {
+            line.text("context", "server");
+            line.text(name, value);
+            line.text("msg", what);
+        });
+    }
+}
+
+/// Whether the process ends by itself, and how.
+fn by_itself(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Ok(Some(status)) = child.try_wait() {
+            return Some(status);
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Why the new process did not take over.
+enum Failure {
+    /// It says so itself.
+    Said(String),
+    Broken(Broken, &'static str),
+}
+
+impl Failure {
+    fn before(what: &'static str) -> impl Fn(Broken) -> Self {
+        move |broken| Self::Broken(broken, what)
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Said(reason) => f.write_str(reason),
+            Self::Broken(Broken::Gone, before) => {
+                write!(f, "the new process ended before it {before}")
+            }
+            Self::Broken(Broken::Late, before) => {
+                write!(f, "the new process took too long before it {before}")
+            }
+            Self::Broken(Broken::Stopped, _) => f.write_str("the process was told to end"),
+            Self::Broken(broken, before) => write!(f, "before the new process {before}: {broken}"),
+        }
+    }
+}

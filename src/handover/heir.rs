@@ -1,0 +1,159 @@
+//! The new process' part: it makes itself ready, takes everything over, and only then serves.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::memory::Taken;
+use super::wire::{Broken, Wire};
+use super::{
+    END, FAILED, Failed, HELLO, Hello, LISTENERS, MARK, Memory, PROTOCOL, READY, Ready, SERVING,
+};
+use crate::listen::{Doors, Key};
+
+/// A process that was started to take another's place.
+#[derive(Clone)]
+pub struct Heir(Arc<Inner>);
+
+struct Inner {
+    wire: Wire,
+    hello: Hello,
+}
+
+/// What it takes to succeed, once everything is built.
+pub struct Succession {
+    pub doors: Arc<Doors>,
+    pub memory: Memory,
+}
+
+/// The old process is there, or it is not: its first word is on its way already.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+
+/// The old process has its own, shorter limits; this is only a last stop.
+const LIMIT: Duration = Duration::from_secs(600);
+
+impl Heir {
+    /// The heir that this process is, if it is one: `from` is what the environment says of who started it.
+    ///
+    /// # Errors
+    /// When the old process is gone, or cannot be understood.
+    pub fn of_this_process(
+        environment: &crate::config::Environment,
+    ) -> Result<Option<Self>, String> {
+        // A value that was inherited from further up names another process than the one that started this.
+        let parent = std::os::unix::process::parent_id().to_string();
+        if environment.get(MARK) != Some(&*parent) {
+            return Ok(None);
+        }
+        let wire = std::io::stdin()
+            .as_fd()
+            .try_clone_to_owned()
+            .and_then(|stdin: OwnedFd| Wire::new(UnixStream::from(stdin)))
+            .map_err(|e| format!("the standard input is no socket: {e}"))?;
+        let deadline = Instant::now() + HELLO_LIMIT;
+        let gone = |e: Broken| format!("the process that started this one cannot be heard: {e}");
+        let frame = wire.receive(deadline, &|| true).map_err(gone)?;
+        let hello: Hello = match &*frame.name {
+            HELLO => frame.parse().map_err(gone)?,
+            _ => return Err(gone(Broken::Garbled("it says what it should not"))),
+        };
+        let heir = Self(Arc::new(Inner { wire, hello }));
+        let theirs = heir.0.hello.protocol;
+        if theirs != PROTOCOL {
+            let why = format!("the hand-over is of protocol {theirs} there, and {PROTOCOL} here");
+            heir.fail(&why);
+            return Err(why);
+        }
+        Ok(Some(heir))
+    }
+
+    /// The sockets that it will be given.
+    pub fn offered(&self) -> Vec<Key> {
+        self.0.hello.listeners.clone()
+    }
+
+    /// Whether who is to be replaced can be talked to at a control socket: then its heir must be, too.
+    pub fn needs_control(&self) -> bool {
+        self.0.hello.has_control
+    }
+
+    pub fn version(&self) -> &str {
+        &self.0.hello.version
+    }
+
+    /// Tells the old process why this one cannot take its place.
+    pub fn fail(&self, reason: &str) {
+        let failed = Failed {
+            reason: reason.to_owned(),
+        };
+        // When the old one is gone nobody needs to know.
+        let _ = self
+            .0
+            .wire
+            .send(FAILED, &failed, Instant::now() + HELLO_LIMIT);
+    }
+
+    /// Says that this process could take over, waits for everything, and takes it. When this returns the sockets may be
+    /// listened on.
+    ///
+    /// # Errors
+    /// When the old process was gone before it gave its sockets, or has changed its mind.
+    pub fn inherit(
+        &self,
+        succession: &Succession,
+        wants_revocations: bool,
+    ) -> Result<Taken, String> {
+        let Inner { wire, .. } = &*self.0;
+        let deadline = Instant::now() + LIMIT;
+        let gone =
+            |e: Broken| format!("the process that started this one has not handed over: {e}");
+        wire.send(READY, &Ready { wants_revocations }, deadline)
+            .map_err(gone)?;
+        let frame = wire.receive(deadline, &|| true).map_err(gone)?;
+        if frame.name != LISTENERS {
+            return Err(gone(Broken::Garbled("it says what it should not")));
+        }
+        let keys: Vec<Key> = frame.parse().map_err(gone)?;
+        if keys.len() != frame.sockets.len() {
+            return Err(gone(Broken::Garbled("some of its sockets are missing")));
+        }
+        succession.doors.give(keys.into_iter().zip(frame.sockets));
+        // From here on there is no way back: should the old process be gone, nobody else would serve.
+        let mut taken = Taken::default();
+        loop {
+            match wire.receive(deadline, &|| true) {
+                Ok(frame) if frame.name == END => break,
+                Ok(frame) => {
+                    if let Err(why) = succession.memory.take_over(&frame, &mut taken) {
+                        log::warn!("upgrade: `{}` is not taken over: {why}", frame.name);
+                    }
+                }
+                Err(e) => {
+                    log::warn!("upgrade: the old process has not told everything: {e}");
+                    break;
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    /// The old process may drain. What its last requests changed is heard until it ends.
+    pub fn serving(&self, succession: Succession) {
+        let Inner { wire, .. } = &*self.0;
+        if let Err(e) = wire.send(SERVING, &(), Instant::now() + HELLO_LIMIT) {
+            log::warn!("upgrade: the old process cannot be told that this one serves: {e}");
+            return;
+        }
+        let mut late = Taken::default();
+        let deadline = Instant::now() + LIMIT;
+        while let Ok(frame) = wire.receive(deadline, &|| true) {
+            if let Err(why) = succession.memory.take_over(&frame, &mut late) {
+                log::warn!("upgrade: `{}` is not taken over: {why}", frame.name);
+            }
+        }
+        log::info!(
+            "upgrade: the old process has ended; of its last requests were taken over: {late}"
+        );
+    }
+}

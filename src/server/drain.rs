@@ -1,0 +1,55 @@
+//! The orderly end: what is in flight is finished, and the process is gone as soon as it is.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use prometheus::IntGauge;
+
+use super::control::Control;
+use super::life::Life;
+use crate::handover::Upgrades;
+use crate::observe::sink::Sink;
+
+/// Leaves as soon as nothing is in flight any more.
+pub struct Drain {
+    pub connections: IntGauge,
+    pub limit: Duration,
+    pub life: Arc<Life>,
+    pub upgrades: Arc<Upgrades>,
+    pub control: Option<Arc<Control>>,
+    pub sink: Sink,
+}
+
+/// For the log, and for the last word to the process that took over.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+#[async_trait]
+impl BackgroundService for Drain {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let _ = shutdown.wait_for(|down| *down).await;
+        let deadline = Instant::now() + self.limit;
+        // A connection that was just accepted is not counted yet.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        while self.connections.get() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // A new process that has not taken over is ended with this one.
+        self.life.until_settled().await;
+        self.upgrades.finish(LAST_WORDS);
+        if let Some(control) = &self.control {
+            control.withdraw();
+        }
+        match self.connections.get() {
+            0 => log::info!("every request is answered, the process ends"),
+            left => log::warn!(
+                "{left} connections are still open after {:?}, the process ends",
+                self.limit
+            ),
+        }
+        self.sink.flush(LAST_WORDS);
+        std::process::exit(0);
+    }
+}

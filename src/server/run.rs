@@ -1,0 +1,288 @@
+//! From what was compiled to a process that serves: sockets, services, and, for a process that takes another's place, the
+//! moment at which it does.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server, ShutdownWatch};
+use pingora::services::background::{BackgroundService, background_service};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::control::{self, Control};
+use super::drain::Drain;
+use super::life::Life;
+use super::notify::Notify;
+use super::reload::{Origin, Reloading};
+use super::signals::Signals;
+use super::upkeep::Upkeep;
+use super::{Compiled, Ending, LIMIT};
+use crate::connection::Front;
+use crate::forward::pool::Pools;
+use crate::handover::{Heir, Memory, Program, Succession, Upgrades};
+use crate::listen::{Bound, Doors, Listen};
+use crate::observe::sink::Sink;
+use crate::ops::Private;
+use crate::state::{RedisHealth, RedisState};
+
+/// How the process was started.
+pub struct Start {
+    pub program: Program,
+    pub notify: Notify,
+    /// It is to take another's place.
+    pub heir: Option<Heir>,
+}
+
+/// Serves until a signal ends it, or another process takes its place.
+///
+/// # Errors
+/// When the process cannot listen.
+pub fn run(origin: Origin, compiled: Compiled, sink: Sink, start: Start) -> Result<(), String> {
+    let Compiled {
+        policies,
+        process,
+        tree,
+        watch,
+        listen,
+        threads,
+        ending,
+        upstream_connections,
+    } = compiled;
+    let Start {
+        program,
+        notify,
+        heir,
+    } = start;
+    let Ending {
+        limit,
+        delay: drain_delay,
+        upgrade_limit,
+        runtime_dir,
+    } = ending;
+    let life = process.life.clone();
+    let conf = ServerConf {
+        threads,
+        // The end is ours to time: `Drain` leaves as soon as nothing is in flight.
+        grace_period_seconds: Some(limit.as_secs() + 2),
+        graceful_shutdown_timeout_seconds: Some(1),
+        upstream_keepalive_pool_size: upstream_connections,
+        // `forward::retry` decides; this is only a last stop.
+        max_retries: 16,
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+
+    let doors = Arc::new(Doors::new(heir.as_ref().map(Heir::offered)));
+    let main = Bound::to("main", listen, &doors)?;
+    let private = match policies.ops.listen {
+        Some(address) => Some(Bound::to("private", address, &doors)?),
+        None => None,
+    };
+    let control = match runtime_dir.as_deref().map(Control::bind) {
+        Some(Ok(control)) => Some(Arc::new(control)),
+        // Who could be asked for an upgrade must be able to after it, too.
+        Some(Err(why)) if heir.as_ref().is_some_and(Heir::needs_control) => return Err(why),
+        Some(Err(why)) => {
+            log::warn!("{why}; `api-gateway upgrade` and `reload` are not heard, signals are");
+            None
+        }
+        None => None,
+    };
+    first_look(&policies.pools)?;
+
+    let source = origin.source.to_string();
+    policies.auth.begins();
+    let in_force = Arc::new(ArcSwap::from_pointee(policies));
+    let memory = process.memory(&in_force);
+    let (redis, outcomes) = (
+        process.redis_health.clone(),
+        process.metrics.upgrades.clone(),
+    );
+    let (gateway, front) = process.front(&in_force);
+    let (connections, logger) = (front.connections.clone(), front.logger.clone());
+    let proxy = pingora_proxy::http_proxy(&server.configuration, gateway);
+    server.add_service(Listen {
+        name: "front",
+        threads: None,
+        sockets: vec![main],
+        app: Arc::new(Front::new(proxy, front)),
+        logger: logger.clone(),
+        doors: doors.clone(),
+        home: Some(process.home.clone()),
+    });
+    let (reload, reloading) = Reloading::new(
+        process,
+        in_force.clone(),
+        origin,
+        tree,
+        watch,
+        notify.clone(),
+    );
+    if let Some(private) = private {
+        server.add_service(Listen {
+            name: "private",
+            threads: Some(1),
+            sockets: vec![private],
+            app: Arc::new(Private {
+                in_force,
+                reload: reload.clone(),
+            }),
+            logger: logger.clone(),
+            doors: doors.clone(),
+            home: None,
+        });
+    }
+    server.add_service(background_service("upkeep", Upkeep::new(reloading)));
+    let upgrades = Arc::new(Upgrades {
+        program,
+        life: life.clone(),
+        doors: doors.clone(),
+        memory: memory.clone(),
+        limit: upgrade_limit,
+        control: control.clone(),
+        logger,
+        outcomes,
+        child: Default::default(),
+        successor: Default::default(),
+    });
+    if let Some(control) = &control {
+        let listen = control::Listen {
+            control: control.clone(),
+            upgrades: upgrades.clone(),
+            reload,
+        };
+        server.add_service(background_service("control", listen));
+    }
+    let begin = Begin {
+        heir,
+        doors,
+        memory,
+        redis,
+        life: life.clone(),
+        control: control.clone(),
+        notify: notify.clone(),
+        sink: sink.clone(),
+    };
+    server.add_service(background_service("begin", begin));
+    server.add_service(background_service(
+        "drain",
+        Drain {
+            connections,
+            limit,
+            life: life.clone(),
+            upgrades: upgrades.clone(),
+            control,
+            sink,
+        },
+    ));
+    log::info!(
+        "api-gateway {} with {source}, {threads} threads",
+        env!("CARGO_PKG_VERSION")
+    );
+    server.run(RunArgs {
+        shutdown_signal: Box::new(Signals {
+            life,
+            upgrades,
+            notify,
+            drain_delay,
+        }),
+    });
+    Ok(())
+}
+
+/// The verdicts on instances that can be had before the first request.
+fn first_look(pools: &Pools) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| format!("no runtime can be started: {e}"))?;
+    runtime.block_on(async {
+        // From now on it does not end the process.
+        let _ = signal(SignalKind::hangup());
+        pools.first_look(None, LIMIT).await;
+    });
+    Ok(())
+}
+
+/// Lets clients in, and says so to whom it concerns.
+struct Begin {
+    heir: Option<Heir>,
+    doors: Arc<Doors>,
+    memory: Memory,
+    redis: Arc<RedisHealth>,
+    life: Arc<Life>,
+    control: Option<Arc<Control>>,
+    notify: Notify,
+    sink: Sink,
+}
+
+#[async_trait]
+impl BackgroundService for Begin {
+    async fn start(&self, _: ShutdownWatch) {
+        if let Some(heir) = &self.heir {
+            self.await_redis().await;
+            if let Err(why) = self.inherit(heir).await {
+                log::error!("upgrade: {why}; this process ends");
+                if let Some(control) = &self.control {
+                    control.withdraw();
+                }
+                self.sink.flush(Duration::from_secs(1));
+                std::process::exit(1);
+            }
+        }
+        self.doors.all_listen().await;
+        self.life.serves();
+        if let Some(control) = &self.control {
+            control.publish();
+        }
+        self.notify.ready(concat!(
+            "api-gateway ",
+            env!("CARGO_PKG_VERSION"),
+            " serves"
+        ));
+        if let Some(heir) = self.heir.clone() {
+            let succession = self.succession();
+            // Until the old process has ended.
+            tokio::task::spawn_blocking(move || heir.serving(succession));
+        }
+    }
+}
+
+impl Begin {
+    /// What is revoked is known, and commands are answered; not for long where Redis is away.
+    async fn await_redis(&self) {
+        const LIMIT: Duration = Duration::from_secs(5);
+        const STEP: Duration = Duration::from_millis(5);
+        let deadline = Instant::now() + LIMIT;
+        while self.redis.get() == RedisState::Away {
+            if Instant::now() >= deadline {
+                log::warn!("upgrade: redis is away, the last known revocations are taken over");
+                return;
+            }
+            tokio::time::sleep(STEP).await;
+        }
+    }
+
+    async fn inherit(&self, heir: &Heir) -> Result<(), String> {
+        let (heir, succession) = (heir.clone(), self.succession());
+        let wants_revocations = self.memory.revoked.is_unread();
+        let version = heir.version().to_owned();
+        let taken =
+            tokio::task::spawn_blocking(move || heir.inherit(&succession, wants_revocations))
+                .await
+                .map_err(|_| "the hand-over broke off".to_owned())??;
+        log::info!("upgrade: taken over from version {version}: {taken}");
+        self.doors.open();
+        Ok(())
+    }
+
+    fn succession(&self) -> Succession {
+        Succession {
+            doors: self.doors.clone(),
+            memory: self.memory.clone(),
+        }
+    }
+}
