@@ -175,7 +175,7 @@ impl Upgrades {
             has_control: self.control.is_some(),
         };
         wire.send(HELLO, &hello, deadline)
-            .map_err(Failure::before("could be told what it is for"))?;
+            .map_err(Failure::before("was ready"))?;
         let ready: Ready = self.await_word(wire, READY, deadline, "was ready")?;
 
         self.doors.pause();

@@ -30,6 +30,9 @@ struct Shared {
     dropped: AtomicU64,
 }
 
+/// So many bytes at once are not divided in a pipe (PIPE_BUF, pipe(7)): during an upgrade two processes write to one.
+const UNDIVIDED: usize = 4096;
+
 impl Sink {
     /// Opens the log and starts its writer.
     ///
@@ -93,6 +96,11 @@ impl Sink {
 
 impl Shared {
     fn write_all(&self, mut out: File) {
+        // What is appended to a file stays together; elsewhere another process may write in between (0021).
+        let most = match out.metadata() {
+            Ok(file) if file.is_file() => usize::MAX,
+            _ => UNDIVIDED,
+        };
         let mut batch = Vec::with_capacity(64 << 10);
         loop {
             {
@@ -106,12 +114,44 @@ impl Shared {
                 std::mem::swap(&mut *waiting, &mut batch);
             }
             // A log that cannot be written has nowhere to say so; the lines are counted as dropped.
-            if out.write_all(&batch).is_err() {
-                let lines = memchr::memchr_iter(b'\n', &batch).count() as u64;
-                self.dropped.fetch_add(lines, Ordering::Relaxed);
+            for piece in pieces(&batch, most) {
+                if out.write_all(piece).is_err() {
+                    let lines = memchr::memchr_iter(b'\n', piece).count() as u64;
+                    self.dropped.fetch_add(lines, Ordering::Relaxed);
+                }
             }
             batch.clear();
             std::thread::sleep(REST);
         }
+    }
+}
+
+/// Whole lines, as many as fit into `most` bytes; one that is longer is a piece of its own.
+fn pieces(batch: &[u8], most: usize) -> impl Iterator<Item = &[u8]> {
+    let mut rest = batch;
+    std::iter::from_fn(move || {
+        let within = &rest[..rest.len().min(most)];
+        let end = match memchr::memrchr(b'\n', within) {
+            _ if within.len() == rest.len() => rest.len(),
+            Some(end) => end + 1,
+            None => memchr::memchr(b'\n', rest).map_or(rest.len(), |end| end + 1),
+        };
+        let (piece, after) = rest.split_at(end);
+        rest = after;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_stay_whole_whatever_fits() {
+        let all = |most| pieces(b"ab\ncd\nlonger\ne\n", most).collect::<Vec<_>>();
+        assert_eq!(all(usize::MAX), [&b"ab\ncd\nlonger\ne\n"[..]]);
+        assert_eq!(all(6), [&b"ab\ncd\n"[..], b"longer\n", b"e\n"]);
+        assert_eq!(all(1), [&b"ab\n"[..], b"cd\n", b"longer\n", b"e\n"]);
+        assert_eq!(pieces(b"", 4).count(), 0);
     }
 }

@@ -655,7 +655,7 @@ fn mode(path: &std::path::Path) -> u32 {
 }
 
 fn keys() -> Value {
-    json!([{"name": "main", "wanted": "127.0.0.1:0", "address": "127.0.0.1:0"}])
+    json!([{"name": "main", "wanted": "127.0.0.1:0", "address": "127.0.0.1:65535"}])
 }
 
 fn hello(protocol: u32) -> String {
