@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 const TERM: i32 = 15;
 const USR2: i32 = 12;
@@ -539,14 +539,13 @@ fn an_heir_whose_parent_is_gone_before_it_gave_its_sockets_ends() {
     let (wire, mut heir) = heir(&backend, &hello(1));
     assert_eq!(read_frame(&wire).0, "ready");
     drop(wire);
-    let status = within(Duration::from_secs(10), || heir.try_wait().unwrap());
-    assert_eq!(status.expect("it ends").code(), Some(1));
+    assert_eq!(heir.exit_code(), Some(1));
 }
 
 #[test]
 fn an_heir_that_has_the_sockets_serves_though_its_parent_is_gone() {
     let backend = Upstream::start();
-    let (wire, mut heir) = heir(&backend, &hello(1));
+    let (wire, _heir) = heir(&backend, &hello(1));
     assert_eq!(read_frame(&wire).0, "ready");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
@@ -562,8 +561,6 @@ fn an_heir_that_has_the_sockets_serves_though_its_parent_is_gone() {
         200,
         "who came meanwhile is served"
     );
-    heir.kill().unwrap();
-    heir.wait().unwrap();
 }
 
 #[test]
@@ -576,8 +573,7 @@ fn an_heir_of_another_protocol_says_so_and_ends() {
         body["reason"].as_str().unwrap().contains("protocol 99"),
         "{body}"
     );
-    let status = within(Duration::from_secs(10), || heir.try_wait().unwrap());
-    assert_eq!(status.expect("it ends").code(), Some(1));
+    assert_eq!(heir.exit_code(), Some(1));
 }
 
 // --- helpers ---
@@ -663,7 +659,7 @@ fn hello(protocol: u32) -> String {
 }
 
 /// A gateway that is to take this test's place.
-fn heir(backend: &Upstream, hello: &str) -> (UnixStream, std::process::Child) {
+fn heir(backend: &Upstream, hello: &str) -> (UnixStream, Heir) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let conf = TempFile::new("yaml", &yaml(backend, ""));
     send_frame(&ours, "hello", hello, None);
@@ -687,7 +683,24 @@ fn heir(backend: &Upstream, hello: &str) -> (UnixStream, std::process::Child) {
     // Its configuration is read before its first word.
     let mut first = [0; 1];
     rustix::net::recv(&ours, &mut first, rustix::net::RecvFlags::PEEK).unwrap();
-    (ours, child)
+    (ours, Heir(child))
+}
+
+/// Killed when dropped.
+struct Heir(Child);
+
+impl Heir {
+    fn exit_code(&mut self) -> Option<i32> {
+        within(Duration::from_secs(10), || self.0.try_wait().unwrap())?.code()
+    }
+}
+
+impl Drop for Heir {
+    fn drop(&mut self) {
+        // Both fail only for one that has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn send_frame(mut wire: &UnixStream, name: &str, body: &str, socket: Option<&TcpListener>) {
