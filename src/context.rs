@@ -182,6 +182,10 @@ impl Ctx {
         })
     }
 
+    pub fn is_over_tls(&self) -> bool {
+        self.scheme == "https"
+    }
+
     pub fn is_logout(&self) -> bool {
         let route = self.route.as_ref();
         route.is_some_and(|route| route.session == Some(SessionStep::Logout))

@@ -26,6 +26,7 @@ use crate::forward::overload::Tenant;
 use crate::forward::pool::Affinity;
 use crate::forward::retry::Failure;
 use crate::forward::verdict::{self, Blame};
+use crate::listen::tls;
 use crate::observe::access_log::{Access, Logger};
 use crate::observe::registry::{MethodMetrics, Metrics, RouteMetrics, UNMATCHED};
 use crate::ops::Endpoint;
@@ -57,7 +58,7 @@ impl Gateway {
         reply::rewrite(response, |fields| {
             reply::scrub(fields);
             fields.insert(X_REQUEST_ID, ctx.request_id.clone());
-            ctx.policies.secure_headers.stamp(fields);
+            ctx.policies.secure_headers.stamp(fields, ctx.is_over_tls());
             if let Some(standing) = &ctx.standing {
                 standing.stamp(fields);
             }
@@ -219,6 +220,7 @@ impl ProxyHttp for Gateway {
             client: ctx.client_text.clone(),
             caller: ctx.caller.as_deref(),
             scheme: ctx.scheme,
+            client_subject: tls::client_subject(session.digest()),
             trace: ctx.trace.as_ref(),
             deadline,
             takes_trailers: headers::takes_trailers(&session.req_header().headers),

@@ -4,7 +4,7 @@
 //!
 //! | where | what is decided |
 //! |---|---|
-//! | `listen` | the connection is accepted |
+//! | `listen` | the connection is accepted: caps, PROXY header, TLS |
 //! | `connection` | the head arrives whole, in time, and is HTTP (`admit::head`) |
 //! | `gateway` | the phases, in order: the table of contents |
 //! | `admit` | may it go on? address, path, origin, route, size, caller, permission, limits, venues |

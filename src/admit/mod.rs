@@ -21,12 +21,13 @@ pub mod websocket;
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderValue, Method};
 use pingora_proxy::Session;
 
 use crate::context::Ctx;
 use crate::forward::deadline::Deadline;
 use crate::gateway::Gateway;
+use crate::listen::tls;
 use crate::observe::trace::Trace;
 use crate::ops::Endpoint;
 use crate::policies::Policies;
@@ -60,10 +61,13 @@ impl Gateway {
         ctx.request_id = request_id::take(fields);
         ctx.client = ctx.policies.trusted.client_address(peer, fields);
         ctx.client_text = address::text(ctx.client);
-        ctx.scheme = if ctx.client != peer && forwarded_over_tls(fields) {
-            "https"
-        } else {
-            "http"
+        let forwarded = fields.get("x-forwarded-proto");
+        ctx.scheme = match forwarded.filter(|_| ctx.client != peer) {
+            // A trusted proxy says how its client came to it, whatever it speaks with us.
+            Some(proto) if proto.as_bytes().eq_ignore_ascii_case(b"https") => "https",
+            Some(_) => "http",
+            None if tls::is_tls(session.digest()) => "https",
+            None => "http",
         };
         ctx.trace = ctx.policies.tracing.then(|| Trace::of(fields));
 
@@ -267,11 +271,4 @@ fn peer_address(session: &Session) -> IpAddr {
         .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| {
             address.ip().to_canonical()
         })
-}
-
-/// What a trusted proxy says of how the client came to it.
-fn forwarded_over_tls(fields: &HeaderMap) -> bool {
-    fields
-        .get("x-forwarded-proto")
-        .is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"))
 }

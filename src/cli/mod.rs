@@ -160,7 +160,7 @@ fn flags() -> Command {
             Arg::new("check-live")
                 .long("check-live")
                 .action(ArgAction::SetTrue)
-                .help("Ask the gateway at $PORT of this machine whether it is alive, and exit with 0 or 1"),
+                .help("Ask the gateway at $PORT of this machine ($OPS_LISTEN unless $SERVER_PROTOCOL is http) whether it is alive, and exit with 0 or 1"),
         )
 }
 
@@ -225,9 +225,17 @@ fn check_live(environment: &Environment) -> ExitCode {
         .get("PORT")
         .and_then(|port| port.parse().ok())
         .unwrap_or(3000);
+    let main = SocketAddr::from(([127, 0, 0, 1], port));
+    // Where the main listener does not speak plain HTTP, the private one is asked.
+    let address = match environment.get("SERVER_PROTOCOL") {
+        None | Some("http") => main,
+        Some(_) => {
+            let private = environment.get("OPS_LISTEN").unwrap_or("127.0.0.1:9464");
+            private.parse().unwrap_or(main)
+        }
+    };
     let asked = || -> std::io::Result<bool> {
-        let mut gateway =
-            TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), PATIENCE)?;
+        let mut gateway = TcpStream::connect_timeout(&address, PATIENCE)?;
         gateway.set_read_timeout(Some(PATIENCE))?;
         gateway.write_all(b"GET /live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut status = [0; 12];
@@ -237,11 +245,11 @@ fn check_live(environment: &Environment) -> ExitCode {
     match asked() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
-            eprintln!("api-gateway: /live at port {port} does not answer 200");
+            eprintln!("api-gateway: /live at {address} does not answer 200");
             ExitCode::FAILURE
         }
         Err(e) => {
-            eprintln!("api-gateway: /live at port {port} does not answer: {e}");
+            eprintln!("api-gateway: /live at {address} does not answer: {e}");
             ExitCode::FAILURE
         }
     }

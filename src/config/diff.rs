@@ -17,6 +17,7 @@ const RELOADED: &[&str] = &[
     "server.http2",
     "server.public_host",
     "server.watch",
+    "tls",
     "ops.allow",
     "ops.metrics",
     "ops.ready",

@@ -100,12 +100,23 @@ const VARIABLES: &[(&str, &str, Kind)] = &[
     ("OPS_LISTEN", "ops.listen", Kind::Text),
     ("SERVER_THREADS", "server.threads", Kind::Number),
     ("TRUSTED_PROXIES", "server.trusted_proxies", Kind::List),
+    ("SERVER_PROTOCOL", "server.protocol", Kind::Text),
+    ("TLS_CLIENT_CA", "tls.client.ca", Kind::Text),
+    ("MAX_CONNECTIONS", "server.connections.max", Kind::Number),
+    (
+        "MAX_CONNECTIONS_PER_ADDRESS",
+        "server.connections.per_address",
+        Kind::Number,
+    ),
     ("LIMITS_FLOOD_MAX", "limits.flood.per_second", Kind::Number),
     ("REDIS_TLS", "redis.tls.enabled", Kind::Flag),
     ("REDIS_SENTINEL_MASTER", "redis.sentinel.master", Kind::Text),
     ("REDIS_SENTINELS", "redis.sentinel.nodes", Kind::List),
     ("REDIS_CLUSTER_NODES", "redis.cluster.nodes", Kind::List),
 ];
+
+/// The one certificate that variables can name, in place of those of the file.
+const CERTIFICATE: [(&str, &str); 2] = [("TLS_CERTIFICATE", "certificate"), ("TLS_KEY", "key")];
 
 /// Keys of one service's breaker, and the variable that wins over them for all services.
 const BREAKER_KEYS: &[(&str, &str)] = &[
@@ -159,8 +170,28 @@ impl Environment {
                 Err(fault) => problems.add(name, fault),
             }
         }
+        self.overlay_certificate(file, &mut written);
         self.overlay_services(file, &mut written);
         written
+    }
+
+    /// One without the other is a fault, and told as that of the key that is missing.
+    fn overlay_certificate(&self, file: &mut Value, written: &mut BTreeMap<String, String>) {
+        let mut pair = Mapping::new();
+        for (variable, key) in CERTIFICATE {
+            if let Some(path) = self.get(variable) {
+                pair.insert(key.into(), path.into());
+                written.insert("tls.certificates[0]".into(), variable.to_owned());
+                written.insert(format!("tls.certificates[0].{key}"), variable.to_owned());
+            }
+        }
+        if !pair.is_empty() {
+            set(
+                file,
+                "tls.certificates",
+                Value::Sequence(vec![Value::Mapping(pair)]),
+            );
+        }
     }
 
     /// `AUTH_SERVICE_URL` is the URL of the service `auth-service`: a service added in YAML has its variable too.

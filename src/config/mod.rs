@@ -32,6 +32,7 @@ use crate::forward::deadline::TimeoutsConfig;
 use crate::forward::overload::OverloadConfig;
 use crate::forward::pool::{BalanceConfig, HealthConfig, OutlierConfig, ServiceConfig};
 use crate::forward::retry::RetryConfig;
+use crate::listen::tls::TlsConfig;
 use crate::observe::{LogConfig, TracingConfig};
 use crate::ops::OpsConfig;
 use crate::reply::secure_headers::SecureHeadersConfig;
@@ -46,6 +47,7 @@ pub struct File {
     pub environment: Stage,
     pub service_name: ServiceName,
     pub server: ServerConfig,
+    pub tls: TlsConfig,
     pub ops: OpsConfig,
     pub log: LogConfig,
     pub tracing: TracingConfig,

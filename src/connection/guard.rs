@@ -169,7 +169,13 @@ impl AsyncRead for Guard {
             return Poll::Pending;
         };
         match read {
-            Err(e) if self.survives_reset && e.kind() == io::ErrorKind::ConnectionReset => {}
+            // With TLS an end without a farewell is an error too (RFC 8446, section 6.1).
+            Err(e)
+                if self.survives_reset
+                    && matches!(
+                        e.kind(),
+                        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
+                    ) => {}
             other => other?,
         }
         if let Some(relay) = self.relay.as_ref().filter(|_| buf.filled().len() > before) {

@@ -6,6 +6,7 @@ mod cut;
 mod guard;
 pub mod h2;
 mod pace;
+mod redirect;
 mod refuse;
 pub mod streams;
 pub mod websocket;
@@ -23,7 +24,7 @@ use pingora::protocols::{ALPN, SocketDigest, Stream};
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use pingora_timeout::timeout;
-use prometheus::{IntCounter, IntGauge};
+use prometheus::IntCounter;
 use tokio::io::AsyncReadExt;
 
 use crate::admit::head::{HeadReader, Progress};
@@ -38,6 +39,7 @@ pub use cut::{Cut, End};
 use guard::{Body, Guard, Needs};
 pub use pace::MinRate;
 use pace::Taking;
+pub use redirect::Redirect;
 use websocket::{Link, Relay};
 
 /// The application of the main listener.
@@ -49,7 +51,6 @@ pub struct Front {
 /// What connections need beside the proxy.
 pub struct FrontParts {
     pub in_force: InForce,
-    pub connections: IntGauge,
     pub unmatched: Arc<RouteMetrics>,
     pub requests: Requests,
     pub logger: Arc<Logger>,
@@ -84,9 +85,6 @@ enum Arrived {
     /// With what was read, and since when.
     Refused(Refusal, BytesMut, Instant),
 }
-
-/// Counts an open connection.
-struct Open<'a>(&'a IntGauge);
 
 impl Front {
     pub fn new(proxy: HttpProxy<Gateway>, parts: FrontParts) -> Self {
@@ -208,7 +206,6 @@ impl Front {
         shutdown: &ShutdownWatch,
         cut: &Arc<Cut>,
     ) -> Option<()> {
-        let _open = Open::new(&self.parts.connections);
         let mut shutdown = shutdown.clone();
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
             Box::pin(h2::serve(self, stream, BytesMut::new(), shutdown)).await;
@@ -260,21 +257,6 @@ impl Front {
             settings = kept;
             wait = self.times().idle;
         }
-    }
-}
-
-// === impl Open ===
-
-impl<'a> Open<'a> {
-    fn new(gauge: &'a IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 

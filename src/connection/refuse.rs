@@ -62,7 +62,9 @@ impl Front {
             head.extend_from_slice(allow.as_bytes());
             head.extend_from_slice(b"\r\n");
         }
-        policies.secure_headers.write_to(&mut head);
+        policies
+            .secure_headers
+            .write_to(&mut head, stream.get_ssl().is_some());
         head.extend_from_slice(b"\r\n");
         if !buf.starts_with(b"HEAD ") {
             head.extend_from_slice(&body);
@@ -103,7 +105,11 @@ impl Front {
         fields.insert(DATE, get_cached_date());
         fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         fields.insert(X_REQUEST_ID, request_id.clone());
-        self.parts.in_force.load().secure_headers.stamp(fields);
+        self.parts
+            .in_force
+            .load()
+            .secure_headers
+            .stamp(fields, digest.ssl_digest.is_some());
         if let Refusal::MethodNotAllowed(allow) = refusal {
             fields.insert(ALLOW, allow.clone());
         }

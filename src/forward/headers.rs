@@ -24,6 +24,8 @@ pub struct Stamps<'a> {
     pub caller: Option<&'a Caller>,
     /// `http` or `https`, as the client spoke to us.
     pub scheme: &'static str,
+    /// Whose certificate the client has shown.
+    pub client_subject: Option<HeaderValue>,
     pub trace: Option<&'a Trace>,
     pub deadline: Deadline,
     /// The client said so.
@@ -36,6 +38,7 @@ pub const X_GATEWAY_FORWARDED: HeaderName = HeaderName::from_static("x-gateway-f
 const X_ORIGINAL_IP: HeaderName = HeaderName::from_static("x-original-ip");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_CLIENT_CERT_SUBJECT: HeaderName = HeaderName::from_static("x-client-cert-subject");
 pub const X_TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
 pub const X_TENANT_SOURCE: HeaderName = HeaderName::from_static("x-tenant-source");
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -84,6 +87,7 @@ fn stamp(fields: &mut HeaderMap, stamps: Stamps<'_>) {
         client,
         caller,
         scheme,
+        client_subject,
         trace,
         deadline,
         takes_trailers: _, // for `rewrite`
@@ -99,6 +103,9 @@ fn stamp(fields: &mut HeaderMap, stamps: Stamps<'_>) {
     if let Some(caller) = caller {
         fields.insert(X_TENANT_ID, caller.tenant.clone());
         fields.insert(X_TENANT_SOURCE, caller.source.header());
+    }
+    if let Some(subject) = client_subject {
+        fields.insert(X_CLIENT_CERT_SUBJECT, subject);
     }
     if let Some(trace) = trace {
         fields.insert(TRACEPARENT, trace.header());
@@ -163,6 +170,7 @@ fn passes_on_webhooks(name: &HeaderName) -> bool {
         "x-original-",
         "x-user-",
         "x-forwarded-",
+        "x-client-cert",
     ];
     !blocked.iter().any(|prefix| name.starts_with(prefix))
         && !matches!(
@@ -221,6 +229,8 @@ mod tests {
             "x-admin-token",
             "x-user-id",
             "x_tenant_id",
+            "x-client-cert-subject",
+            "x-client-cert",
             "host",
             "te",
         ] {

@@ -1,6 +1,5 @@
 //! The sockets that clients come in by: whether they are let in, and to whom the sockets are handed.
 
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
@@ -144,15 +143,5 @@ impl Doors {
             .iter()
             .filter_map(|(key, socket)| Some((key.clone(), socket.upgrade()?)));
         held.collect()
-    }
-}
-
-impl Key {
-    pub fn new(name: &str, wanted: SocketAddr, address: SocketAddr) -> Self {
-        Self {
-            name: name.to_owned(),
-            wanted: wanted.to_string(),
-            address: address.to_string(),
-        }
     }
 }

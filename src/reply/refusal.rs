@@ -48,6 +48,8 @@ pub enum Refusal {
     MethodNotAllowed(HeaderValue),
     RequestTimeout,
     PayloadTooLarge,
+    /// The host is none that we have a certificate for.
+    Misdirected,
     UriTooLong,
     ExpectationFailed,
     HeadersTooLarge,
@@ -130,6 +132,11 @@ impl Refusal {
                 S::UNSUPPORTED_MEDIA_TYPE,
                 "UNSUPPORTED_MEDIA_TYPE",
                 "This Content-Type, charset or Content-Encoding is not accepted here".into(),
+            ),
+            Refusal::Misdirected => (
+                S::MISDIRECTED_REQUEST,
+                "MISDIRECTED_REQUEST",
+                "This host is not served here".into(),
             ),
             Refusal::UriTooLong => (
                 S::URI_TOO_LONG,
@@ -238,6 +245,7 @@ impl Refusal {
             Refusal::Malformed(_)
                 | Refusal::RequestTimeout
                 | Refusal::PayloadTooLarge
+                | Refusal::Misdirected
                 | Refusal::UriTooLong
                 | Refusal::HeadersTooLarge
                 | Refusal::VersionNotSupported

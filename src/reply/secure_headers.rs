@@ -22,7 +22,7 @@ const HSTS: &str = "max-age=15552000; includeSubDomains";
 pub struct SecureHeadersConfig {
     /// Empty: the header is not sent.
     pub content_security_policy: String,
-    /// Browsers heed it over TLS only (RFC 6797, section 7.2); empty: not sent.
+    /// Sent over TLS only (RFC 6797, section 7.2); empty: not sent.
     pub strict_transport_security: String,
 }
 
@@ -66,12 +66,17 @@ impl SecureHeadersConfig {
 
 impl SecureHeaders {
     /// Sets all of them; a backend's own spelling of the same header gives way.
-    pub fn stamp(&self, fields: &mut HeaderMap) {
+    ///
+    /// `over_tls`: the client came over TLS, here or at a trusted proxy.
+    pub fn stamp(&self, fields: &mut HeaderMap, over_tls: bool) {
         fields.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         fields.insert(X_FRAME_OPTIONS, HeaderValue::from_static("SAMEORIGIN"));
         fields.insert(X_XSS_PROTECTION, HeaderValue::from_static("1; mode=block"));
-        if let Some(hsts) = &self.hsts {
-            fields.insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
+        match &self.hsts {
+            Some(hsts) if over_tls => drop(fields.insert(STRICT_TRANSPORT_SECURITY, hsts.clone())),
+            // A backend does not know how its client came.
+            Some(_) => drop(fields.remove(STRICT_TRANSPORT_SECURITY)),
+            None => {}
         }
         if let Some(csp) = &self.csp {
             fields.insert(CONTENT_SECURITY_POLICY, csp.clone());
@@ -79,13 +84,16 @@ impl SecureHeaders {
     }
 
     /// The same, for an answer that is written before there is a session (`connection.rs`).
-    pub fn write_to(&self, head: &mut Vec<u8>) {
+    pub fn write_to(&self, head: &mut Vec<u8>, over_tls: bool) {
         head.extend_from_slice(
             b"X-Content-Type-Options: nosniff\r\nX-Frame-Options: SAMEORIGIN\r\nX-XSS-Protection: 1; mode=block\r\n",
         );
         for (name, value) in [
-            ("Strict-Transport-Security", &self.hsts),
-            ("Content-Security-Policy", &self.csp),
+            (
+                "Strict-Transport-Security",
+                self.hsts.as_ref().filter(|_| over_tls),
+            ),
+            ("Content-Security-Policy", self.csp.as_ref()),
         ] {
             if let Some(value) = value {
                 head.extend_from_slice(name.as_bytes());

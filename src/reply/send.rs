@@ -123,7 +123,9 @@ async fn write(
     }
     fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     fields.insert(X_REQUEST_ID, ctx.request_id.clone());
-    ctx.policies.secure_headers.stamp(&mut fields);
+    ctx.policies
+        .secure_headers
+        .stamp(&mut fields, ctx.is_over_tls());
     Cors::stamp(&ctx.origin, &mut fields);
     let mut parts = http::Response::new(()).into_parts().0;
     parts.status = status;

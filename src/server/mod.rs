@@ -2,6 +2,7 @@
 
 pub mod control;
 mod drain;
+mod entrances;
 mod life;
 mod notify;
 mod process;
@@ -25,11 +26,13 @@ use crate::config::{Bytes, Duration as Time, File, Problems, ServiceName, Tree};
 use crate::connection::MinRate;
 use crate::connection::h2::Http2Config;
 use crate::forward::pool::{self, Defaults, Pools};
+use crate::listen::{ConnectionsConfig, ListenConfig, ListenerConfig, Protocol, TcpConfig};
 use crate::observe::access_log::Logger;
 use crate::observe::sink::Sink;
 use crate::observe::{LogSettings, TracingConfig};
 use crate::policies::{Policies, Times};
 use crate::route::{self, Table};
+use entrances::Entrances;
 pub use life::Life;
 pub use notify::Notify;
 pub use process::Process;
@@ -44,7 +47,15 @@ pub struct ServerConfig {
     pub port: u16,
     /// 0: one for each core.
     pub threads: usize,
-    /// Proxies in front of us whose `X-Forwarded-For` is believed.
+    /// How the main listener speaks.
+    pub protocol: Protocol,
+    /// Further ones.
+    pub listeners: Vec<ListenerConfig>,
+    /// What `redirect` listeners name in Location; 443: none.
+    pub redirect_port: u16,
+    pub tcp: TcpConfig,
+    pub connections: ConnectionsConfig,
+    /// Proxies in front of us whose `X-Forwarded-For` and PROXY headers are believed.
     pub trusted_proxies: Vec<IpNet>,
     /// For a whole head, from its first byte.
     pub header_timeout: Time,
@@ -81,7 +92,7 @@ pub struct Compiled {
     /// What it says, to be compared with another.
     tree: Tree,
     watch: bool,
-    listen: SocketAddr,
+    entrances: Entrances,
     threads: usize,
     ending: Ending,
     upstream_connections: usize,
@@ -101,6 +112,11 @@ impl Default for ServerConfig {
             host: IpAddr::from([0, 0, 0, 0]),
             port: 3000,
             threads: 0,
+            protocol: Protocol::default(),
+            listeners: Vec::new(),
+            redirect_port: 443,
+            tcp: TcpConfig::default(),
+            connections: ConnectionsConfig::default(),
             trusted_proxies: Vec::new(),
             header_timeout: Time::secs(10),
             keepalive_timeout: Time::secs(60),
@@ -156,6 +172,7 @@ pub fn compile(
         environment: stage,
         service_name: _, // `log_settings` has it
         server,
+        tls,
         ops,
         log: _, // as well
         tracing: TracingConfig { enabled: tracing },
@@ -183,6 +200,11 @@ pub fn compile(
         host,
         port,
         threads,
+        protocol,
+        listeners,
+        redirect_port,
+        tcp,
+        connections,
         trusted_proxies,
         header_timeout,
         keepalive_timeout,
@@ -288,6 +310,24 @@ pub fn compile(
     let secure_headers = secure_headers.compile(p);
     let cors = cors.compile(*stage, p);
     let shares_upstreams = pools.iter().any(|pool| pool.http2);
+    let has_tls = !tls.certificates.is_empty();
+    let tls = tls.compile(http2.is_some(), p);
+    let config = ListenConfig {
+        main: SocketAddr::new(host, port),
+        protocol,
+        listeners,
+        tcp,
+        connections,
+        has_tls,
+        has_proxies: !trusted_proxies.is_empty(),
+    };
+    let entrances = Entrances {
+        listeners: config.compile(p),
+        redirect_port,
+        tls,
+        trusted_proxies: trusted_proxies.clone(),
+        header_timeout: header_timeout.0,
+    };
     problems.none_or(())?;
 
     Ok(Compiled {
@@ -317,7 +357,7 @@ pub fn compile(
         process,
         tree,
         watch,
-        listen: SocketAddr::new(host, port),
+        entrances,
         threads,
         ending: Ending {
             limit: shutdown_timeout.0,

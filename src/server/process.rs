@@ -120,7 +120,6 @@ impl Process {
         };
         let front = FrontParts {
             in_force: in_force.clone(),
-            connections: self.metrics.connections.clone(),
             unmatched: self.unmatched.clone(),
             requests: self.metrics.requests(),
             life: self.life.clone(),

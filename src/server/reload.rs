@@ -17,6 +17,7 @@ use super::notify::Notify;
 use super::upkeep::Running;
 use super::{Compiled, LIMIT, Process, Purpose, compile, log_settings};
 use crate::config::{self, Diff, Environment, Problems, Source, Tree};
+use crate::listen::tls::Tls;
 use crate::policies::{InForce, Policies};
 
 /// Where the configuration comes from, each time that it is read.
@@ -26,6 +27,17 @@ pub struct Origin {
     pub environment: Environment,
     /// [`Source::mark`] before it was read for the first time.
     pub mark: Option<u64>,
+}
+
+/// What the process began with.
+pub struct Began {
+    pub origin: Origin,
+    /// What is in force.
+    pub tree: Tree,
+    pub watch: bool,
+    pub notify: Notify,
+    /// What https listeners show, where there are some.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// Asks for reloads.
@@ -63,6 +75,7 @@ pub struct Reloading {
     file: Watched,
     /// The service manager knows of a reload from its beginning to its end.
     notify: Notify,
+    tls: Option<Arc<Tls>>,
     running: Running,
 }
 
@@ -98,14 +111,14 @@ impl Reload {
 // === impl Reloading ===
 
 impl Reloading {
-    pub fn new(
-        process: Arc<Process>,
-        in_force: InForce,
-        origin: Origin,
-        tree: Tree,
-        watch: bool,
-        notify: Notify,
-    ) -> (Reload, Self) {
+    pub fn new(process: Arc<Process>, in_force: InForce, began: Began) -> (Reload, Self) {
+        let Began {
+            origin,
+            tree,
+            watch,
+            notify,
+            tls,
+        } = began;
         let (asker, asks) = mpsc::channel(ASKERS);
         let reloading = Self {
             process,
@@ -119,6 +132,7 @@ impl Reloading {
             tree,
             watch,
             notify,
+            tls,
             running: Running::default(),
         };
         (Reload(asker), reloading)
@@ -197,8 +211,8 @@ impl Reloading {
             process: _, // the one that runs
             tree,
             watch,
+            entrances,
             // What follows is a part of the process: `Diff` says so where it differs.
-            listen: _,
             threads: _,
             ending: _,
             upstream_connections: _,
@@ -206,6 +220,9 @@ impl Reloading {
         let policies = Arc::new(policies);
         self.in_force.store(policies.clone());
         policies.auth.begins();
+        if let (Some(tls), Some(loaded)) = (&self.tls, entrances.tls) {
+            tls.install(loaded);
+        }
         before.pools.retire(&policies.pools);
         self.running.only(policies.tasks());
         self.watch = watch;

@@ -13,16 +13,17 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::control::{self, Control};
 use super::drain::Drain;
+use super::entrances;
 use super::life::Life;
 use super::notify::Notify;
-use super::reload::{Origin, Reloading};
+use super::reload::{Began, Origin, Reloading};
 use super::signals::Signals;
 use super::upkeep::Upkeep;
 use super::{Compiled, Ending, LIMIT};
 use crate::connection::Front;
 use crate::forward::pool::Pools;
 use crate::handover::{Heir, Memory, Program, Succession, Upgrades};
-use crate::listen::{Bound, Doors, Listen};
+use crate::listen::{Doors, tls};
 use crate::observe::sink::Sink;
 use crate::ops::Private;
 use crate::state::{RedisHealth, RedisState};
@@ -45,7 +46,7 @@ pub fn run(origin: Origin, compiled: Compiled, sink: Sink, start: Start) -> Resu
         process,
         tree,
         watch,
-        listen,
+        entrances,
         threads,
         ending,
         upstream_connections,
@@ -76,11 +77,6 @@ pub fn run(origin: Origin, compiled: Compiled, sink: Sink, start: Start) -> Resu
     server.bootstrap();
 
     let doors = Arc::new(Doors::new(heir.as_ref().map(Heir::offered)));
-    let main = Bound::to("main", listen, &doors)?;
-    let private = match policies.ops.listen {
-        Some(address) => Some(Bound::to("private", address, &doors)?),
-        None => None,
-    };
     let control = match runtime_dir.as_deref().map(Control::bind) {
         Some(Ok(control)) => Some(Arc::new(control)),
         // Who could be asked for an upgrade must be able to after it, too.
@@ -91,8 +87,6 @@ pub fn run(origin: Origin, compiled: Compiled, sink: Sink, start: Start) -> Resu
         }
         None => None,
     };
-    first_look(&policies.pools)?;
-
     let source = origin.source.to_string();
     policies.auth.begins();
     let in_force = Arc::new(ArcSwap::from_pointee(policies));
@@ -102,40 +96,34 @@ pub fn run(origin: Origin, compiled: Compiled, sink: Sink, start: Start) -> Resu
         process.metrics.upgrades.clone(),
     );
     let (gateway, front) = process.front(&in_force);
-    let (connections, logger) = (front.connections.clone(), front.logger.clone());
+    let logger = process.logger.clone();
+    let connections = process.metrics.connections.clone();
     let proxy = pingora_proxy::http_proxy(&server.configuration, gateway);
-    server.add_service(Listen {
-        name: "front",
-        threads: None,
-        sockets: vec![main],
-        app: Arc::new(Front::new(proxy, front)),
-        logger: logger.clone(),
-        doors: doors.clone(),
-        home: Some(process.home.clone()),
-    });
-    let (reload, reloading) = Reloading::new(
-        process,
-        in_force.clone(),
+    let front = Arc::new(Front::new(proxy, front));
+    let tls = entrances.open(&mut server, front, &doors, &process)?;
+    let mut tasks = process.take_tasks();
+    tasks.extend(tls.clone().map(|tls| {
+        let logger = logger.clone();
+        Box::new(tls::Watch { tls, logger }) as Box<_>
+    }));
+    let private = in_force.load().ops.listen;
+    let began = Began {
         origin,
         tree,
         watch,
-        notify.clone(),
-    );
-    if let Some(private) = private {
-        server.add_service(Listen {
-            name: "private",
-            threads: Some(1),
-            sockets: vec![private],
-            app: Arc::new(Private {
-                in_force,
-                reload: reload.clone(),
-            }),
-            logger: logger.clone(),
-            doors: doors.clone(),
-            home: None,
-        });
+        notify: notify.clone(),
+        tls,
+    };
+    let (reload, reloading) = Reloading::new(process, in_force.clone(), began);
+    if let Some(address) = private {
+        let app = Private {
+            in_force: in_force.clone(),
+            reload: reload.clone(),
+        };
+        server.add_service(entrances::private(address, app, logger.clone(), &doors)?);
     }
-    server.add_service(background_service("upkeep", Upkeep::new(reloading)));
+    first_look(&in_force.load().pools)?;
+    server.add_service(background_service("upkeep", Upkeep::new(tasks, reloading)));
     let upgrades = Arc::new(Upgrades {
         program,
         life: life.clone(),

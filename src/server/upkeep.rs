@@ -15,11 +15,9 @@ use crate::policies::Task;
 pub struct Upkeep(Mutex<Option<(Tasks, Reloading)>>);
 
 impl Upkeep {
-    pub fn new(reloading: Reloading) -> Self {
-        Self(Mutex::new(Some((
-            reloading.process.take_tasks(),
-            reloading,
-        ))))
+    /// `tasks` run until the process ends.
+    pub fn new(tasks: Tasks, reloading: Reloading) -> Self {
+        Self(Mutex::new(Some((tasks, reloading))))
     }
 }
 

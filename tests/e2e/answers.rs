@@ -151,11 +151,10 @@ fn the_documented_security_headers_have_the_documented_values() {
             Some(policy),
             "{name}"
         );
-        let year = Some("max-age=15552000;includeSubDomains");
         assert_eq!(
-            header("Strict-Transport-Security").as_deref(),
-            year,
-            "{name}"
+            header("Strict-Transport-Security"),
+            None,
+            "{name}: over TLS only (`tls.rs`)"
         );
     }
 }
@@ -515,10 +514,7 @@ fn assert_secure(response: &Response, name: &str) {
         "{name}"
     );
     let hsts = response.header("Strict-Transport-Security");
-    assert!(
-        hsts.is_some_and(|hsts| hsts.contains("max-age=15552000")),
-        "{name}: {hsts:?}"
-    );
+    assert_eq!(hsts, None, "{name}: over TLS only (RFC 6797, 7.2)");
     let policy = response.header("Content-Security-Policy");
     assert!(
         policy.is_some_and(|policy| policy.contains("default-src 'self'")),

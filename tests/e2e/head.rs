@@ -975,7 +975,7 @@ fn assert_refusal(name: &str, response: &Response) {
         "{name}"
     );
     assert!(
-        response.header("Strict-Transport-Security").is_some(),
+        response.header("Strict-Transport-Security").is_none(),
         "{name}"
     );
     assert!(

@@ -12,6 +12,12 @@ mod support;
 
 mod smoke;
 
+mod connections;
+mod proxy_protocol;
+mod redirect;
+mod tls;
+mod unix_listeners;
+
 mod head;
 mod order;
 mod routing;

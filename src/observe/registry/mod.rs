@@ -49,6 +49,11 @@ pub struct Metrics {
     pub streams_open: IntGaugeVec,
     /// Attempts to put a new process in the place of this one, by outcome.
     pub upgrades: IntCounterVec,
+    /// Connections that were closed before a request was read, by reason.
+    pub connections_refused: IntCounterVec,
+    /// TLS handshakes with clients, by outcome.
+    pub tls_handshakes: IntCounterVec,
+    pub certificate_not_after: IntGauge,
     log_lines_dropped: IntGauge,
     redis_up: IntGauge,
     pub redis: RedisMetrics,
@@ -185,6 +190,25 @@ impl Metrics {
                 "streams_open",
                 "Open WebSockets, event streams and other answers that stream",
                 &["kind"],
+            )?,
+            connections_refused: counters(
+                &registry,
+                "downstream_connections_refused_total",
+                "Connections from clients closed before a request was read, by reason",
+                &["reason"],
+            )?,
+            tls_handshakes: counters(
+                &registry,
+                "downstream_tls_handshakes_total",
+                "TLS handshakes with clients, by outcome",
+                &["outcome"],
+            )?,
+            certificate_not_after: registered(
+                &registry,
+                IntGauge::new(
+                    "tls_certificate_not_after_seconds",
+                    "When the first of our certificates ends, in seconds since 1970; 0 without any",
+                )?,
             )?,
             log_lines_dropped: registered(
                 &registry,

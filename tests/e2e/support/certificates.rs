@@ -46,7 +46,13 @@ impl Authority {
     /// A certificate of this name, for what `alternative` says (`IP:127.0.0.1`), and its key.
     #[track_caller]
     pub fn sign(&self, name: &str, alternative: &str) -> (String, String) {
-        let [cert, key, request, extension] = self.request(name, alternative);
+        self.sign_as(name, &format!("/CN={name}"), alternative)
+    }
+
+    /// A certificate of this subject, as openssl writes it (`/C=DE/CN=x`), in files of this name.
+    #[track_caller]
+    pub fn sign_as(&self, name: &str, subject: &str, alternative: &str) -> (String, String) {
+        let [cert, key, request, extension] = self.request(name, subject, alternative);
         self.openssl(&[
             "x509",
             "-req",
@@ -70,7 +76,8 @@ impl Authority {
     /// One that was good for a day of the year 2020.
     #[track_caller]
     pub fn sign_expired(&self, name: &str, alternative: &str) -> (String, String) {
-        let [cert, key, request, extension] = self.request(name, alternative);
+        let subject = format!("/CN={name}");
+        let [cert, key, request, extension] = self.request(name, &subject, alternative);
         let book = "[ca]\ndefault_ca = book\n[book]\ndatabase = book.txt\nnew_certs_dir = .\nrand_serial = yes\n\
                     default_md = sha256\npolicy = any\n[any]\ncommonName = supplied\n";
         std::fs::write(self.path("book.cnf"), book).expect("a file can be written");
@@ -101,7 +108,7 @@ impl Authority {
 
     /// The names of the certificate, the key, the request and its extensions.
     #[track_caller]
-    fn request(&self, name: &str, alternative: &str) -> [String; 4] {
+    fn request(&self, name: &str, subject: &str, alternative: &str) -> [String; 4] {
         let names = ["pem", "key", "csr", "ext"].map(|kind| format!("{name}.{kind}"));
         let [_, key, request, extension] = &names;
         self.openssl(&[
@@ -111,8 +118,9 @@ impl Authority {
             "-pkeyopt",
             "ec_paramgen_curve:P-256",
             "-nodes",
+            "-utf8",
             "-subj",
-            &format!("/CN={name}"),
+            subject,
             "-keyout",
             key,
             "-out",
@@ -138,7 +146,8 @@ impl Authority {
             .collect()
     }
 
-    fn path(&self, name: &str) -> String {
+    /// A file beside the others.
+    pub fn path(&self, name: &str) -> String {
         self.directory
             .join(Path::new(name))
             .to_string_lossy()

@@ -1,6 +1,7 @@
 //! A raw HTTP/1.1 client: it sends exactly the bytes it is told to and keeps exactly the bytes it
 //! gets, so that a test can say malformed things and see every octet of the answer.
 
+use super::tls::Wire;
 use serde_json::Value;
 use socket2::SockRef;
 use std::fmt;
@@ -44,25 +45,35 @@ impl Client {
         stream
             .set_write_timeout(Some(self.patience))
             .expect("the write timeout is settable");
-        Connection {
-            stream,
-            patience: self.patience,
-            received: Vec::new(),
-            closed: false,
-        }
+        Connection::over(Wire::Plain(stream), self.patience)
     }
 }
 
 /// One TCP connection. Closed when dropped.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
+    stream: Wire,
     patience: Duration,
     received: Vec<u8>,
     closed: bool,
 }
 
 impl Connection {
+    /// A connection that is open already, and waits so long for the next byte.
+    pub fn over(stream: Wire, patience: Duration) -> Self {
+        Self {
+            stream,
+            patience,
+            received: Vec::new(),
+            closed: false,
+        }
+    }
+
+    /// The connection below: for what its TLS says, or its options.
+    pub fn wire(&self) -> &Wire {
+        &self.stream
+    }
+
     /// Sends these bytes. That the peer has closed is no panic: it shows when reading.
     #[track_caller]
     pub fn send(&mut self, bytes: &[u8]) {
@@ -81,7 +92,7 @@ impl Connection {
 
     /// Says that nothing more will be sent (a FIN), and keeps on reading.
     pub fn finish_sending(&mut self) {
-        match self.stream.shutdown(Shutdown::Write) {
+        match self.stream.socket().shutdown(Shutdown::Write) {
             Err(error) if error.kind() != ErrorKind::NotConnected => {
                 panic!("cannot half-close: {error}")
             }
@@ -91,7 +102,7 @@ impl Connection {
 
     /// Sends these bytes from a thread of its own, to read meanwhile: the peer need not take them all.
     pub fn send_meanwhile(&self, bytes: Vec<u8>) -> JoinHandle<()> {
-        let stream = self.stream.try_clone().expect("a socket can be cloned");
+        let stream = self.another();
         thread::spawn(move || {
             // Fails when the peer has enough, which is what it is for.
             let _ = (&stream).write_all(&bytes);
@@ -100,7 +111,7 @@ impl Connection {
 
     /// Sends this again and again, from a thread of its own, until the peer closes.
     pub fn trickle(&self, piece: &str, every: Duration) -> JoinHandle<()> {
-        let stream = self.stream.try_clone().expect("a socket can be cloned");
+        let stream = self.another();
         let piece = piece.as_bytes().to_vec();
         thread::spawn(move || {
             while (&stream).write_all(&piece).is_ok() {
@@ -109,9 +120,18 @@ impl Connection {
         })
     }
 
+    /// Another hand on the socket.
+    #[track_caller]
+    fn another(&self) -> TcpStream {
+        let Wire::Plain(stream) = &self.stream else {
+            panic!("TLS is not sent from two threads");
+        };
+        stream.try_clone().expect("a socket can be cloned")
+    }
+
     /// Closes it with a RST in place of a FIN.
     pub fn reset(self) {
-        SockRef::from(&self.stream)
+        SockRef::from(self.stream.socket())
             .set_linger(Some(Duration::ZERO))
             .expect("SO_LINGER is settable");
     }
@@ -179,7 +199,8 @@ impl Connection {
 
     /// The client's own address.
     pub fn local_addr(&self) -> SocketAddr {
-        self.stream.local_addr().expect("a connection has one")
+        let socket = self.stream.socket();
+        socket.local_addr().expect("a connection has one")
     }
 
     #[track_caller]
@@ -319,6 +340,7 @@ impl Connection {
             return Filled::Closed;
         }
         self.stream
+            .socket()
             .set_read_timeout(Some(limit))
             .expect("the read timeout is settable");
         let mut buffer = [0; 16 * 1024];

@@ -68,6 +68,18 @@ impl Gateway {
         self.private_addr.expect("the gateway has OPS_LISTEN")
     }
 
+    /// The address of the listener with this protocol beside the main one.
+    #[track_caller]
+    pub fn listener(&self, protocol: &str) -> SocketAddr {
+        let line = self.wait_log(|line| {
+            line["msg"] == "listening"
+                && line["protocol"] == protocol
+                && !matches!(line["listener"].as_str(), Some("main" | "private"))
+        });
+        let address = line["address"].as_str().unwrap_or_default();
+        address.parse().unwrap_or_else(|_| panic!("{line}"))
+    }
+
     pub fn pid(&self) -> u32 {
         self.pid
     }

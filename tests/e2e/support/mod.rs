@@ -24,6 +24,7 @@ pub mod redis;
 pub mod relay;
 pub mod runtime;
 pub mod tenancy;
+pub mod tls;
 pub mod token;
 pub mod upstream;
 pub mod wait;
@@ -42,6 +43,7 @@ pub mod prelude {
     pub use super::redis::{Cluster, Redis, Watched};
     pub use super::relay::{Relay, Seen};
     pub use super::runtime::{Runtime, is_gone};
+    pub use super::tls::{TlsClient, Wire};
     pub use super::token::{self, KeyPair, Token};
     pub use super::upstream::{Recorded, Reply, Upstream, refused_addr};
     pub use super::wait::{wait_until, within};
