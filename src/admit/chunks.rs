@@ -23,6 +23,10 @@ enum Expect {
         digits: u8,
         size: u64,
     },
+    /// White space behind a size: an extension or the end of the line follows.
+    AfterSize {
+        size: u64,
+    },
     Extension {
         size: u64,
     },
@@ -105,18 +109,27 @@ impl ChunkReader {
                 }
             }
             (Expect::Size { digits: 0, .. }, _) => return Err(ChunkFault("a chunk has no size")),
-            (Expect::Size { size, .. }, b';' | b' ' | b'\t') => {
+            (Expect::Size { size, .. }, b' ' | b'\t') => {
+                self.line = 0;
+                Expect::AfterSize { size }
+            }
+            (Expect::AfterSize { size }, b' ' | b'\t') if self.line < LONGEST_EXTENSION => {
+                self.line += 1;
+                Expect::AfterSize { size }
+            }
+            (Expect::Size { size, .. } | Expect::AfterSize { size }, b';') => {
                 self.line = 0;
                 Expect::Extension { size }
             }
-            (Expect::Size { size, .. } | Expect::Extension { size }, b'\r') => {
-                Expect::SizeLf { size }
-            }
+            (
+                Expect::Size { size, .. } | Expect::AfterSize { size } | Expect::Extension { size },
+                b'\r',
+            ) => Expect::SizeLf { size },
             (Expect::Extension { size }, _) if is_text(b) && self.line < LONGEST_EXTENSION => {
                 self.line += 1;
                 Expect::Extension { size }
             }
-            (Expect::Size { .. } | Expect::Extension { .. }, _) => {
+            (Expect::Size { .. } | Expect::AfterSize { .. } | Expect::Extension { .. }, _) => {
                 return Err(ChunkFault("a chunk's size line is malformed"));
             }
             (Expect::SizeLf { size: 0 }, b'\n') => Expect::TrailerStart,
@@ -213,6 +226,8 @@ mod tests {
             b"-1\r\n",
             b"5\r\nhelloo\r\n",
             b"5\r\nhello0\r\n\r\n",
+            b"5 x\r\nhello\r\n",
+            b"5\t5;x\r\nhello\r\n",
             b"5;x\0y\r\n",
             b"5;x\ny\r\n",
             b"5\r\r\n",

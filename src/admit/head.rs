@@ -146,8 +146,8 @@ impl HeadReader {
                 "the target holds a character that must be percent-encoded",
             ));
         }
-        if target == b"*" && method != b"OPTIONS" {
-            return Err(Malformed("`*` is the target of OPTIONS alone"));
+        if target[0] == b'*' && (target.len() > 1 || method != b"OPTIONS") {
+            return Err(Malformed("`*` alone is a target, and of OPTIONS alone"));
         }
         let start = method.len() + 1;
         self.target = start..start + target.len();
@@ -433,6 +433,7 @@ mod tests {
             "GET /a\tb HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "OPTIONS */a HTTP/1.1\r\nHost: a\r\n\r\n",
             "G@T / HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET / HTTP/1.1\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",

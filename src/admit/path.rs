@@ -40,6 +40,9 @@ pub fn normalize(path: &str) -> Result<Cow<'_, str>, PathFault> {
     } else {
         Cow::Borrowed(path)
     };
+    if encoded && is_encoded_twice(&normal) {
+        return Err(PathFault("the path is encoded twice"));
+    }
     if (encoded || dotted) && normal.split('/').any(is_dot_segment) {
         return Err(PathFault("the path holds a dot segment"));
     }
@@ -68,9 +71,6 @@ fn decode_unreserved(path: &str) -> Result<String, PathFault> {
             0..=0x1f | 0x7f => {
                 return Err(PathFault("the path holds an encoded control character"));
             }
-            b'%' if hides_again(bytes, at + 3) => {
-                return Err(PathFault("the path is encoded twice"));
-            }
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
                 normal.push(char::from(byte))
             }
@@ -86,11 +86,14 @@ fn decode_unreserved(path: &str) -> Result<String, PathFault> {
 }
 
 /// `%25` followed by the digits of a dot, slash, backslash, percent or control: one more decoding would change the path.
-fn hides_again(bytes: &[u8], at: usize) -> bool {
-    matches!(
-        hex_pair(bytes, at),
-        Some(b'.' | b'/' | b'\\' | b'%' | 0..=0x1f | 0x7f)
-    )
+/// Asked of the normal form, as the digits may have been encoded themselves: `%25%32%66`.
+fn is_encoded_twice(normal: &str) -> bool {
+    normal.match_indices("%25").any(|(at, percent)| {
+        matches!(
+            hex_pair(normal.as_bytes(), at + percent.len()),
+            Some(b'.' | b'/' | b'\\' | b'%' | 0..=0x1f | 0x7f)
+        )
+    })
 }
 
 fn hex_pair(bytes: &[u8], at: usize) -> Option<u8> {
@@ -163,6 +166,9 @@ mod tests {
             "/a%255cb",
             "/a%2500",
             "/a%25252f",
+            "/a%25%32%66",
+            "/a%252%66",
+            "/a%25%32e",
             "/a\u{7f}",
             "/a b",
             "/é",

@@ -40,11 +40,13 @@ impl Record {
         if value.len() > LONGEST_RECORD {
             return Err(format!("it has more than {LONGEST_RECORD} bytes"));
         }
+        // Members of others are skipped without being read as text.
+        let value = std::str::from_utf8(value).map_err(|_| "it is not UTF-8")?;
         // A list would be taken for the members in their order.
-        if !value.trim_ascii_start().starts_with(b"{") {
+        if !value.trim_ascii_start().starts_with('{') {
             return Err("it is not a JSON object".to_owned());
         }
-        let json = &mut serde_json::Deserializer::from_slice(value);
+        let json = &mut serde_json::Deserializer::from_str(value);
         let record: Self = serde_path_to_error::deserialize(&mut *json).map_err(|e| {
             match e.path().to_string().as_str() {
                 "." => {
@@ -173,6 +175,8 @@ mod tests {
             r#"{{"id": "p", "tenant_id": "t", "x": "{}"}}"#,
             "x".repeat(20_000)
         );
+        let no_text = b"{\"id\": \"p\", \"tenant_id\": \"t\", \"x\": \"\xff\"}";
+        assert_eq!(Record::parse(no_text).unwrap_err(), "it is not UTF-8");
         for bad in [
             "",
             "hunter2",

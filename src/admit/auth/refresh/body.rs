@@ -5,7 +5,7 @@ use std::fmt;
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use serde::Deserializer;
-use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Error, MapAccess, Visitor};
 
 use crate::reply::Refusal;
 
@@ -57,7 +57,8 @@ impl<'de> Visitor<'de> for Finder {
         let mut found = None;
         while let Some(name) = object.next_key::<String>()? {
             if name != "refreshToken" {
-                object.next_value::<IgnoredAny>()?;
+                // Read, not skipped: skipping takes what is no text for one.
+                object.next_value::<serde_json::Value>()?;
             } else if found.replace(object.next_value::<String>()?).is_some() {
                 return Err(Error::custom("two tokens"));
             }
@@ -78,9 +79,12 @@ mod tests {
         ] {
             assert_eq!(token_of(body.as_bytes()).as_deref(), Ok("a.b.c"), "{body}");
         }
+        let no_text = b"{\"a\":\"\xff\",\"refreshToken\":\"a.b.c\"}";
+        assert_eq!(token_of(no_text), Err(NO_TOKEN));
         for body in [
             "",
             "{}",
+            r#"{"a":"\ud800","refreshToken":"a.b.c"}"#,
             "null",
             r#""a.b.c""#,
             r#"["a.b.c"]"#,
