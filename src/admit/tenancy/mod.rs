@@ -6,7 +6,7 @@
 mod budget;
 mod config;
 mod content;
-mod names;
+pub mod names;
 
 use std::sync::Arc;
 

@@ -709,8 +709,11 @@ pub fn readers() -> Vec<Attempt> {
 }
 
 fn json_that_is_none() -> Vec<Attempt> {
+    // Sixty documents, each in a text of the one around it.
+    let nested = &include_str!("../../../fuzz/corpus/json/nested_60")[1..];
     let mut all = in_json(
         &[
+            nested,
             r#"{"venueId":"v1",}"#,
             r#"{"venueId":"v9",}"#,
             r#"{"a":[1,],"venueId":"v9"}"#,

@@ -11,9 +11,6 @@ use super::words::{
 };
 use super::{Ambiguous, HIDDEN, MOST_NAMES, NO_ID, Named, REPEATED, announces_venue};
 
-/// How often JSON is looked for in a text within JSON.
-const DEEPEST_TEXT: u8 = 3;
-
 /// Ids of nested objects whose types are not known yet, and of one object.
 const MOST_CANDIDATES: usize = 256;
 
@@ -33,7 +30,7 @@ pub fn in_json(text: &[u8], of_venues: bool, named: &mut Named) -> Result<(), Am
         Within::Nothing
     };
     let mut json = serde_json::Deserializer::from_slice(text);
-    let mut state = State::new(named, DEEPEST_TEXT);
+    let mut state = State::new(named);
     let reader = Reader {
         what: What::Anything,
         within,
@@ -55,7 +52,6 @@ struct State<'a> {
     candidates: Vec<Box<str>>,
     /// A text that was read as a type is a venue's.
     is_venue: bool,
-    depth: u8,
 }
 
 /// Reads one value.
@@ -89,7 +85,7 @@ enum Within {
 }
 
 impl<'a> State<'a> {
-    fn new(named: &'a mut Named, depth: u8) -> Self {
+    fn new(named: &'a mut Named) -> Self {
         Self {
             named,
             fault: None,
@@ -97,7 +93,6 @@ impl<'a> State<'a> {
             operators: 0,
             candidates: Vec::new(),
             is_venue: false,
-            depth,
         }
     }
 }
@@ -146,23 +141,13 @@ impl<'a> Reader<'_, 'a> {
 /// A text that is a document of its own, an address, a condition, or half of one.
 fn text_within(state: &mut State<'_>, text: &str) -> Result<(), Ambiguous> {
     if text.trim_start().starts_with(['{', '[']) {
-        let depth = state.depth.checked_sub(1).ok_or(HIDDEN)?;
-        let mut json = serde_json::Deserializer::from_str(text);
-        let mut inner = State::new(state.named, depth);
-        let reader = Reader {
-            what: What::Anything,
-            within: Within::Nothing,
-            state: &mut inner,
-        };
-        if reader
-            .deserialize(&mut json)
-            .and_then(|()| json.end())
-            .is_ok()
-        {
-            return Ok(());
-        }
-        if inner.fault.is_some() {
-            return Err(HIDDEN);
+        let read = state
+            .named
+            .within(|named| in_json(text.as_bytes(), false, named));
+        match read {
+            Ok(()) => return Ok(()),
+            Err(fault) if fault != NO_JSON => return Err(HIDDEN),
+            Err(_) => {}
         }
     }
     if is_field(text) {

@@ -21,6 +21,8 @@ use words::{Kind, kind_of, mentions_venue};
 pub struct Named {
     venues: Vec<Box<str>>,
     pub tenants: Vec<Box<str>>,
+    /// How many documents, addresses and texts the one that is being read stands in.
+    depth: u8,
 }
 
 /// Two readers could disagree about which venue is meant.
@@ -32,6 +34,10 @@ const MOST: usize = 32;
 
 /// Names of venues in one object, form or query: looking for one twice costs all of them.
 const MOST_NAMES: usize = 64;
+
+/// A document within a text within a document, and so on: what is deeper nobody wrote by hand, and reading it would cost
+/// as much stack as its writer likes.
+const DEEPEST: u8 = 4;
 
 /// Longer is no id.
 const LONGEST_ID: usize = 128;
@@ -65,6 +71,20 @@ impl Named {
             .tenants
             .iter()
             .try_for_each(|id| add(&mut self.tenants, id))
+    }
+
+    /// Reads a document that stands in another.
+    fn within<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Result<T, Ambiguous>,
+    ) -> Result<T, Ambiguous> {
+        if self.depth == DEEPEST {
+            return Err(HIDDEN);
+        }
+        self.depth += 1;
+        let outcome = read(self);
+        self.depth -= 1;
+        outcome
     }
 
     fn add_text(&mut self, kind: Kind, text: &str) -> Result<(), Ambiguous> {

@@ -81,7 +81,7 @@ fn last_part(name: &str) -> &str {
 /// The value of a parameter whose name is no venue's: it could be a document, an address, or a condition.
 pub fn in_value(value: &str, named: &mut Named) -> Result<(), Ambiguous> {
     if value.trim_start().starts_with(['{', '[', '"']) {
-        match in_json(value.as_bytes(), false, named) {
+        match named.within(|named| in_json(value.as_bytes(), false, named)) {
             Ok(()) => return Ok(()),
             Err(fault) if fault != super::json::NO_JSON => return Err(HIDDEN),
             Err(_) => {}
@@ -109,7 +109,9 @@ pub fn in_address(text: &str, named: &mut Named) -> Result<bool, Ambiguous> {
     // Without its addresses: an address within an address is read as a text.
     match query.contains('?') {
         true => Ok(false),
-        false => in_form(query.as_bytes(), false, named).map(|()| true),
+        false => named
+            .within(|named| in_form(query.as_bytes(), false, named))
+            .map(|()| true),
     }
 }
 

@@ -270,10 +270,71 @@ fn nothing_takes_longer_than_it_is_long() {
     assert!(venues(in_json, &object).is_err());
     assert!(venues(in_json, &ids).is_err());
     assert!(venues(in_form, &many(|i| format!("a{i}venueId=&"))).is_err());
-    assert!(began.elapsed() < std::time::Duration::from_secs(1));
+    for text in [
+        "venue",
+        "venue.",
+        "venue\\\"",
+        "venueid ",
+        "avenue=",
+        "%2576",
+    ] {
+        let _ = venues(in_json, &format!("{{\"a\":\"{}\"}}", text.repeat(20_000)));
+        let _ = venues(in_form, &format!("a={}", text.repeat(20_000)));
+    }
+    let quotes = format!("{}{}", "venue".repeat(10_000), "'".repeat(50_000));
+    assert_eq!(venues(in_form, &format!("a={quotes}")).as_deref(), Ok(""));
+    assert!(began.elapsed() < std::time::Duration::from_secs(4));
     assert!(venues(in_json, r#"{"tenantId":{"$ne":"t1"}}"#).is_err());
     assert_eq!(
         venues(in_form, r#"filter="{\"venueId\":\"v1\"}""#).as_deref(),
         Ok("v1")
     );
+}
+
+/// An address with a document in its query, which holds a text that is such an address, and so on: written so that each
+/// level costs a few bytes, not twice as many as the one within.
+fn nested(levels: usize) -> String {
+    let encoded = |byte: &str, times: usize| format!("%{}{byte}", "25".repeat(times));
+    let brackets = 110;
+    let mut text = String::new();
+    for level in 0..levels {
+        let mark = |byte| match level {
+            0 => String::from(if byte == "3F" { "?" } else { "\"" }),
+            level => encoded(byte, level - 1),
+        };
+        text += &format!(
+            "/{}a={}{}",
+            mark("3F"),
+            "[".repeat(brackets),
+            encoded("22", level)
+        );
+    }
+    text += "x";
+    for level in (0..levels).rev() {
+        text += &encoded("22", level);
+        text += &"]".repeat(brackets);
+    }
+    text
+}
+
+#[test]
+fn documents_in_documents_end_somewhere() {
+    let read = |levels: usize| {
+        let body = format!(r#"{{"a":"{}"}}"#, nested(levels));
+        let read = move || {
+            (
+                venues(in_json, &body),
+                venues(in_form, &body[6..body.len() - 2]),
+            )
+        };
+        // What a thread has that serves requests.
+        let thread = std::thread::Builder::new().stack_size(2 << 20);
+        thread.spawn(read).unwrap().join().unwrap()
+    };
+    assert_eq!(read(1).0.as_deref(), Ok(""));
+    for levels in [5, 40, 150] {
+        assert!(read(levels).0.is_err(), "{levels}");
+    }
+    let semicolons = format!("a;b=/?{}c;d", "x=/%3F;".repeat(10_000));
+    assert!(venues(in_form, &semicolons).is_ok());
 }

@@ -238,18 +238,53 @@ pub fn is_condition(text: &str) -> bool {
     }
     let text = decoded(text);
     let lower = text.to_ascii_lowercase();
+    // What stands behind a name is looked at once, however often the name speaks of venues.
+    let mut name = NameIn::default();
     lower.match_indices("venue").any(|(at, _)| {
-        let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-        let behind = lower[at..].trim_start_matches(is_name);
-        let name = lower[at..lower.len() - behind.len()].trim_end_matches(['.', '-']);
-        match kind_of(name) {
-            _ if is_part_of_a_word(&text, &lower, at) => false,
-            Some(Kind::Id | Kind::Ids) => is_compared(behind),
-            Some(Kind::Venue | Kind::Venues) => is_compared_at_once(behind),
-            None => name.starts_with("venueid") && is_compared(behind),
+        if at >= name.end {
+            name = NameIn::at(at, &lower);
+        }
+        let text_of_it = &lower[at..name.end - name.dots];
+        if is_part_of_a_word(&text, &lower, at) {
+            return false;
+        }
+        if text_of_it.len() > LONGEST_NAME {
+            return name.is_compared;
+        }
+        match kind_of(text_of_it) {
+            Some(Kind::Id | Kind::Ids) => name.is_compared,
+            Some(Kind::Venue | Kind::Venues) => name.is_compared_at_once,
+            None => text_of_it.starts_with("venueid") && name.is_compared,
             Some(_) => false,
         }
     })
+}
+
+/// Longer is no name, but whoever sends it may mean one: how it ends is not looked for.
+const LONGEST_NAME: usize = 256;
+
+/// A name in a text.
+#[derive(Default)]
+struct NameIn {
+    end: usize,
+    /// So many of its last bytes are no part of it, but of the sentence.
+    dots: usize,
+    is_compared: bool,
+    is_compared_at_once: bool,
+}
+
+impl NameIn {
+    fn at(start: usize, text: &str) -> Self {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        let behind = text[start..].trim_start_matches(is_name);
+        let name = &text[start..text.len() - behind.len()];
+        Self {
+            end: start + name.len(),
+            dots: name.len() - name.trim_end_matches(['.', '-']).len(),
+            is_compared: is_compared(behind),
+            is_compared_at_once: is_compared_at_once(behind),
+        }
+    }
 }
 
 /// What stands behind a name that only means an id.
