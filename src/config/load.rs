@@ -7,7 +7,7 @@ use serde_path_to_error::Segment;
 use serde_yaml::Value;
 
 use super::tree::mark;
-use super::{Environment, File, Problems};
+use super::{Environment, File, Problems, bounds};
 
 /// The reference configuration and the TicketToken platform's routes, compiled in: it cannot drift from the code.
 pub const REFERENCE: &str = include_str!("../../conf/gateway.yaml");
@@ -27,27 +27,45 @@ pub enum Source {
 /// # Errors
 /// Every fault of syntax, name, unit and type, each with its YAML path or environment variable.
 pub fn load(source: &Source, environment: &Environment) -> Result<File, Problems> {
+    match source {
+        Source::BuiltIn => parse(REFERENCE, source, environment),
+        Source::File(path) => {
+            let text = bounds::read(path).map_err(|fault| {
+                let mut problems = Problems::default();
+                problems.add(path.display().to_string(), fault);
+                problems
+            })?;
+            parse(&text, source, environment)
+        }
+    }
+}
+
+/// The same of a text that was read already.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse(text: &str, source: &Source, environment: &Environment) -> Result<File, Problems> {
     let mut problems = Problems::default();
-    let text = match source {
-        Source::BuiltIn => REFERENCE.to_owned(),
-        Source::File(path) => match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(e) => {
-                problems.add(path.display().to_string(), format!("cannot be read: {e}"));
-                return Err(problems);
-            }
-        },
-    };
-    let mut value = match serde_yaml::from_str::<Value>(&text) {
+    let read = bounds::check(text).and_then(|()| {
+        serde_yaml::from_str::<Value>(text).map_err(|e| format!("is not YAML: {e}"))
+    });
+    let mut value = match read {
         Ok(Value::Null) => Value::Mapping(Default::default()),
-        Ok(value) => value,
-        Err(e) => {
-            problems.add(source.to_string(), format!("is not YAML: {e}"));
+        Ok(value @ Value::Mapping(_)) => value,
+        Ok(_) => {
+            problems.add(
+                source.to_string(),
+                "must be keys and values, as in `server:`",
+            );
+            return Err(problems);
+        }
+        Err(fault) => {
+            problems.add(source.to_string(), fault);
             return Err(problems);
         }
     };
     let from_environment = environment.overlay(&mut value, &mut problems);
-    let file = typed(value, &from_environment, &mut problems);
+    let file = typed(value, source, &from_environment, &mut problems);
     problems.none_or(())?;
     file.ok_or_else(Problems::default)
 }
@@ -55,6 +73,7 @@ pub fn load(source: &Source, environment: &Environment) -> Result<File, Problems
 /// Deserializes, and on a fault takes the faulty node out and goes on, so that one run finds them all.
 fn typed(
     mut value: Value,
+    source: &Source,
     origin: &BTreeMap<String, String>,
     problems: &mut Problems,
 ) -> Option<File> {
@@ -69,9 +88,12 @@ fn typed(
         let place = lists.place(&segments);
         let fault = error.inner().to_string();
         if !follows_from_a_taken_node(&place, &fault, &taken) {
-            let place = origin
-                .get(&place)
-                .map_or_else(|| place.clone(), |name| format!("{place} (from {name})"));
+            let place = match origin.get(&place) {
+                Some(name) => format!("{place} (from {name})"),
+                // A key that is no text.
+                None if place.is_empty() => source.to_string(),
+                None => place.clone(),
+            };
             problems.add(place, readable(&fault));
         }
         if !take_out(&mut value, &segments, &mut lists) {
@@ -186,5 +208,21 @@ impl std::fmt::Display for Source {
             Source::BuiltIn => f.write_str("the built-in configuration"),
             Source::File(path) => write!(f, "{}", path.display()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_mapping_is_said_with_its_place() {
+        let none = Environment::from_pairs([]);
+        for yaml in ["server", "[server]", "3", "!tag {a: 1}", "3: 4", "{[]: 1}"] {
+            let problems = parse(yaml, &Source::BuiltIn, &none).unwrap_err();
+            let places: Vec<_> = problems.iter().map(|(place, _)| place).collect();
+            assert_eq!(places, ["the built-in configuration"], "{yaml}");
+        }
+        assert!(parse("", &Source::BuiltIn, &none).is_ok());
     }
 }

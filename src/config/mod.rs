@@ -2,6 +2,7 @@
 //!
 //! Each room owns its part of the file, beside the type that it builds; this root only composes them.
 
+mod bounds;
 mod diff;
 mod environment;
 mod load;
@@ -11,6 +12,8 @@ mod units;
 
 pub use diff::Diff;
 pub use environment::Environment;
+#[cfg(any(fuzzing, test))]
+pub use load::parse;
 pub use load::{REFERENCE, Source, load};
 pub use problems::Problems;
 pub use tree::{Tree, tree, with_content};

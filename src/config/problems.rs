@@ -35,6 +35,14 @@ impl Problems {
         self.0.iter().map(Problem::to_string).collect()
     }
 
+    /// The places and their faults.
+    #[cfg(any(fuzzing, test))]
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .iter()
+            .map(|problem| (&*problem.place, &*problem.fault))
+    }
+
     /// `Ok(value)` when nothing is wrong, all the faults otherwise.
     pub fn none_or<T>(self, value: T) -> Result<T, Self> {
         if self.is_empty() {
