@@ -1,10 +1,14 @@
 //! Where log lines go: appended to a bounded buffer, written by a thread of its own. A request never waits for a
-//! disk or a terminal; when the buffer is full, lines are dropped and counted.
+//! disk or a terminal; when the buffer is full, or the disk, lines are dropped and counted.
+//!
+//! A file may be moved away or removed while it is written to, by whoever rotates logs: the writer sees that another one,
+//! or none, is at the path, and goes on in a new one. Nobody has to tell it.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +20,9 @@ const MOST_WAITING: usize = 4 << 20;
 
 /// The writer rests this long between two writes, so that busy times cost few of them.
 const REST: Duration = Duration::from_millis(5);
+
+/// How often, at most, it is looked whether the file is still at its path, and said that lines were dropped.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The end of the log that lines are put into. Cheap to clone.
 #[derive(Clone)]
@@ -33,16 +40,35 @@ struct Shared {
 /// So many bytes at once are not divided in a pipe (PIPE_BUF, pipe(7)): during an upgrade two processes write to one.
 const UNDIVIDED: usize = 4096;
 
+/// The other end.
+struct Out<W> {
+    to: W,
+    /// The last write broke off within a line.
+    is_torn: bool,
+}
+
+/// A file that is found by its path, and when it was last looked for there.
+struct Followed {
+    path: PathBuf,
+    looked: Instant,
+}
+
+// === impl Sink ===
+
 impl Sink {
     /// Opens the log and starts its writer.
     ///
     /// # Errors
     /// When the file cannot be opened or the thread not be started.
     pub fn open(file: Option<&Path>) -> io::Result<Self> {
-        let out = match file {
-            Some(path) => File::options().create(true).append(true).open(path)?,
+        let out = Out::new(match file {
+            Some(path) => append(path)?,
             None => File::from(io::stdout().as_fd().try_clone_to_owned()?),
-        };
+        });
+        let followed = file.map(|path| Followed {
+            path: path.to_owned(),
+            looked: Instant::now(),
+        });
         let sink = Self(Arc::new(Shared {
             waiting: Mutex::new(Vec::with_capacity(64 << 10)),
             idle: AtomicBool::new(false),
@@ -53,7 +79,7 @@ impl Sink {
         let shared = sink.0.clone();
         std::thread::Builder::new()
             .name("log".into())
-            .spawn(move || shared.write_all(out))?;
+            .spawn(move || shared.write_all(out, followed))?;
         Ok(sink)
     }
 
@@ -71,7 +97,7 @@ impl Sink {
         }
     }
 
-    /// Lines that were dropped because the writer could not keep up.
+    /// Lines that were dropped because the writer could not keep up, or could not write.
     pub fn dropped(&self) -> u64 {
         self.0.dropped.load(Ordering::Relaxed)
     }
@@ -94,14 +120,17 @@ impl Sink {
     }
 }
 
+// === impl Shared ===
+
 impl Shared {
-    fn write_all(&self, mut out: File) {
+    fn write_all(&self, mut out: Out<File>, mut followed: Option<Followed>) {
         // What is appended to a file stays together; elsewhere another process may write in between (0021).
-        let most = match out.metadata() {
+        let most = match out.to.metadata() {
             Ok(file) if file.is_file() => usize::MAX,
             _ => UNDIVIDED,
         };
         let mut batch = Vec::with_capacity(64 << 10);
+        let (mut told, mut told_at) = (0, Instant::now());
         loop {
             {
                 let mut waiting = self.waiting.lock();
@@ -113,12 +142,15 @@ impl Shared {
                 self.idle.store(false, Ordering::Relaxed);
                 std::mem::swap(&mut *waiting, &mut batch);
             }
-            // A log that cannot be written has nowhere to say so; the lines are counted as dropped.
-            for piece in pieces(&batch, most) {
-                if out.write_all(piece).is_err() {
-                    let lines = memchr::memchr_iter(b'\n', piece).count() as u64;
-                    self.dropped.fetch_add(lines, Ordering::Relaxed);
-                }
+            if let Some(file) = followed.as_mut().and_then(|f| f.moved(&out.to)) {
+                out = Out::new(file);
+            }
+            // A log that cannot be written has nowhere to say so; when it can be again, it does.
+            let lost = pieces(&batch, most).map(|piece| out.write(piece)).sum();
+            let dropped = self.dropped.fetch_add(lost, Ordering::Relaxed) + lost;
+            if lost == 0 && dropped > told && told_at.elapsed() >= LOOK {
+                log::warn!("{} log lines were dropped", dropped - told);
+                (told, told_at) = (dropped, Instant::now());
             }
             batch.clear();
             std::thread::sleep(REST);
@@ -142,6 +174,56 @@ fn pieces(batch: &[u8], most: usize) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+// === impl Out ===
+
+impl<W: Write> Out<W> {
+    fn new(to: W) -> Self {
+        Self { to, is_torn: false }
+    }
+
+    /// Writes whole lines. Returns how many of them were not written, or not to their end.
+    fn write(&mut self, lines: &[u8]) -> u64 {
+        // What comes after a line that broke off must not look like the rest of it.
+        if self.is_torn && self.to.write_all(b"\n").is_ok() {
+            self.is_torn = false;
+        }
+        let mut left = lines;
+        while !left.is_empty() && !self.is_torn {
+            match self.to.write(left) {
+                Ok(0) => break,
+                Ok(n) => left = &left[n..],
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        let written = &lines[..lines.len() - left.len()];
+        self.is_torn |= !left.is_empty() && written.last().is_some_and(|b| *b != b'\n');
+        memchr::memchr_iter(b'\n', left).count() as u64
+    }
+}
+
+// === impl Followed ===
+
+impl Followed {
+    /// The file that is at the path now, if it is another one than `ours`. Where none can be opened ours goes on.
+    fn moved(&mut self, ours: &File) -> Option<File> {
+        if self.looked.elapsed() < LOOK {
+            return None;
+        }
+        self.looked = Instant::now();
+        let id = |of: std::fs::Metadata| (of.dev(), of.ino());
+        let there = std::fs::metadata(&self.path).map(id).ok();
+        match there.is_some() && there == ours.metadata().map(id).ok() {
+            true => None,
+            false => append(&self.path).ok(),
+        }
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    File::options().create(true).append(true).open(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,5 +235,48 @@ mod tests {
         assert_eq!(all(6), [&b"ab\ncd\n"[..], b"longer\n", b"e\n"]);
         assert_eq!(all(1), [&b"ab\n"[..], b"cd\n", b"longer\n", b"e\n"]);
         assert_eq!(pieces(b"", 4).count(), 0);
+    }
+
+    /// Takes so many bytes, then none until it is given more room.
+    struct Disk {
+        room: usize,
+        text: Vec<u8>,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let n = bytes.len().min(self.room);
+            if n == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.room -= n;
+            self.text.extend_from_slice(&bytes[..n]);
+            Ok(n)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_costs_the_lines_that_do_not_fit_and_no_other() {
+        let text = Vec::new();
+        let mut out = Out::new(Disk { room: 6, text });
+        assert_eq!(out.write(b"one\ntwo\nthree\n"), 2);
+        assert_eq!(out.write(b"four\n"), 1, "still full");
+        out.to.room = 100;
+        assert_eq!(out.write(b"five\n"), 0);
+        assert_eq!(out.to.text, b"one\ntw\nfive\n");
+
+        let text = Vec::new();
+        let mut out = Out::new(Disk { room: 4, text });
+        assert_eq!(out.write(b"one\ntwo\n"), 1);
+        out.to.room = 100;
+        assert_eq!(out.write(b"five\n"), 0);
+        assert_eq!(
+            out.to.text, b"one\nfive\n",
+            "it broke off between two lines"
+        );
     }
 }

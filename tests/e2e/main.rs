@@ -71,6 +71,7 @@ mod overload;
 mod events;
 mod websocket;
 
+mod log_file;
 mod logs;
 mod metrics;
 mod ops;
