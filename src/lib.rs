@@ -23,6 +23,8 @@ mod config;
 mod connection;
 mod context;
 mod forward;
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 mod gateway;
 mod handover;
 mod listen;

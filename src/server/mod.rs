@@ -98,6 +98,13 @@ pub struct Compiled {
     upstream_connections: usize,
 }
 
+#[cfg(any(fuzzing, test))]
+impl Compiled {
+    pub fn into_policies(self) -> Policies {
+        self.policies
+    }
+}
+
 /// How this process ends, and is replaced.
 struct Ending {
     limit: Duration,
