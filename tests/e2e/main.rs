@@ -82,4 +82,5 @@ mod drill;
 mod reload;
 mod shutdown;
 mod systemd;
+mod unit_files;
 mod upgrade;

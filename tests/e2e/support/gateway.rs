@@ -312,6 +312,8 @@ pub struct GatewayBuilder {
     env: BTreeMap<String, String>,
     args: Vec<String>,
     program: Option<PathBuf>,
+    /// The program that runs it, with arguments; none: it is run by itself.
+    under: Vec<String>,
 }
 
 /// The services that have routes, by the first part of their variable: `AUTH` is at AUTH_SERVICE_URL.
@@ -357,12 +359,19 @@ impl GatewayBuilder {
             env: env.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
             args: Vec::new(),
             program: None,
+            under: Vec::new(),
         }
     }
 
     /// Runs this program, which leads to the one under test.
     pub fn program(mut self, program: PathBuf) -> Self {
         self.program = Some(program);
+        self
+    }
+
+    /// Runs it below this program, as strace; `pid` is that program's then.
+    pub fn under(mut self, program: &[&str]) -> Self {
+        self.under = program.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
@@ -399,7 +408,14 @@ impl GatewayBuilder {
     pub fn spawn(self) -> Gateway {
         let program = self.program.unwrap_or_else(gateway_program);
         let mark = super::runtime::new_mark();
-        let mut command = Command::new(&program);
+        let mut command = match self.under.split_first() {
+            Some((wrapper, arguments)) => {
+                let mut command = Command::new(wrapper);
+                command.args(arguments).arg(&program);
+                command
+            }
+            None => Command::new(&program),
+        };
         if let Some(conf) = &self.conf {
             command.arg("--conf").arg(conf.path());
         }
