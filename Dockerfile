@@ -2,7 +2,7 @@
 # The gateway alone on a base without a shell: docker build -t api-gateway .
 # Run: docker run -p 3000:3000 -e JWT_SECRET=... -e REDIS_HOST=redis api-gateway
 
-FROM rust:1-bookworm AS build
+FROM rust:1.95-bookworm AS build
 # cmake builds zlib-ng, which Pingora compresses with.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends cmake \
@@ -21,7 +21,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
 # The same Debian as above, so that the C library is the one that was linked.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /out/api-gateway /usr/local/bin/api-gateway
-USER nonroot
+# `nonroot` by its number, so that Kubernetes sees that it is not root.
+USER 65532:65532
 ENV NODE_ENV=production HOST=0.0.0.0 PORT=3000
 EXPOSE 3000
 STOPSIGNAL SIGTERM

@@ -78,6 +78,7 @@ mod ops;
 
 mod config;
 mod diff;
+mod containers;
 mod drill;
 mod reload;
 mod shutdown;
