@@ -77,8 +77,8 @@ mod metrics;
 mod ops;
 
 mod config;
-mod diff;
 mod containers;
+mod diff;
 mod drill;
 mod reload;
 mod shutdown;
