@@ -143,6 +143,9 @@ impl ProxyHttp for Gateway {
             reply::refuse(session, ctx, &refusal).await?;
             return Ok(false);
         }
+        if let Some(idle) = route.idle_timeout {
+            session.set_read_timeout(Some(idle)); // both sides of what streams may be silent so long
+        }
         let whole = ctx.has_all(session);
         let begun = Exchange::begin(session, route, method, tenant, deadline, whole).await;
         let refusal = match begun {

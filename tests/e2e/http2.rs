@@ -292,6 +292,45 @@ fn the_policies_hold_for_every_stream() {
 }
 
 #[test]
+fn a_body_that_trickles_is_refused_and_a_stream_of_messages_may_be_silent() {
+    let upstream = Upstream::start();
+    let gateway = Conf::of(&[upstream.url()])
+        .top("server", "{ client_timeout: 2s }")
+        .service("timeout", "60s")
+        .and_route("{ path: /stream/*, service: s, auth: public, idle_timeout: 30s }")
+        .start();
+    run(async {
+        let (client, _) = Http2::connect(gateway.addr()).await;
+        let (answer, mut body) = client.begin(client.request("POST", "/s/slow"), false).await;
+        let trickle = async {
+            while body.send_data(Bytes::from_static(b"x"), false).is_ok() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let refused = async { whole(answer.await.unwrap()).await.unwrap() };
+        let answer = tokio::select! {
+            answer = refused => answer,
+            () = trickle => panic!("the stream ended without an answer"),
+        };
+        assert_eq!(
+            (answer.status, &answer.json()["code"]),
+            (408, &json!("REQUEST_TIMEOUT"))
+        );
+        let call = client
+            .request("POST", "/stream/x")
+            .header("content-type", "application/grpc");
+        let (answer, mut body) = client.begin(call, false).await;
+        body.send_data(Bytes::from_static(b"hello"), false).unwrap();
+        // Longer than any gap in an ordinary body may be.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        body.send_data(Bytes::from_static(b"again"), true).unwrap();
+        assert_eq!(whole(answer.await.unwrap()).await.unwrap().status, 200);
+    });
+    let whole = upstream.requests().into_iter().find(|r| r.complete);
+    assert_eq!(whole.unwrap().body, b"helloagain");
+}
+
+#[test]
 fn a_body_that_does_not_come_is_refused_on_its_stream() {
     let upstream = Upstream::start();
     let gateway = Conf::of(&[upstream.url()])

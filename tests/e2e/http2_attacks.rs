@@ -248,7 +248,7 @@ fn a_client_that_never_reads_holds_little_and_not_for_long() {
         let grown = || gateway.memory_kb().saturating_sub(memory);
         std::thread::sleep(Duration::from_millis(500)); // it fills meanwhile
         assert!(
-            grown() < 100 << 10,
+            grown() < 160 << 10, // Pingora holds some pieces of 64 KiB for each
             "{} KiB for 200 answers of 2 MiB",
             grown()
         );

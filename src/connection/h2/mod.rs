@@ -2,7 +2,7 @@
 //! its own; what befalls one does not touch its siblings. Frames, flow control and header compression are h2's; how much
 //! a connection may ask of us is decided here (docs/decisions/0017-http2.md).
 
-mod again;
+mod body;
 mod meter;
 mod session;
 mod wire;
@@ -320,7 +320,8 @@ impl Serving<'_> {
             Ok(head) => {
                 let (front, shutdown) = (self.front.clone(), self.shutdown.clone());
                 let (cut, digest) = (Cut::new(Instant::now()), self.digest.clone());
-                let session = Session::new(head, body, respond, digest, cut.clone());
+                let rate = self.policies.times.rate;
+                let session = Session::new(head, body, respond, digest, cut.clone(), rate);
                 self.streams.spawn(answer(front, session, cut, shutdown));
             }
             Err(fault) => {

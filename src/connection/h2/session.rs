@@ -6,7 +6,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,24 +28,21 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, OrErr, Result};
 use pingora_timeout::timeout;
 
-use super::again::Again;
+use super::body::Body;
 use crate::connection::Cut;
+use crate::connection::pace::MinRate;
 use crate::reply::is_grpc;
 
 /// A request, and the way back.
 pub struct Session {
     request: RequestHeader,
-    body: RecvStream,
-    /// The body's last octet was read.
-    body_ended: bool,
+    body: Body,
     respond: SendResponse<Bytes>,
     writer: Option<SendStream<Bytes>>,
     written: Option<Box<ResponseHeader>>,
     /// The end of the answer was sent.
     ended: bool,
-    received: usize,
     sent: usize,
-    again: Option<Again>,
     digest: Arc<Digest>,
     cut: Arc<Cut>,
     times: Times,
@@ -72,19 +69,18 @@ impl Session {
         respond: SendResponse<Bytes>,
         digest: Arc<Digest>,
         cut: Arc<Cut>,
+        rate: Option<MinRate>,
     ) -> Self {
+        let is_grpc = is_grpc(&head.headers);
         Self {
-            survives_reset: !head.method.is_safe() && !is_grpc(&head.headers),
+            survives_reset: !head.method.is_safe() && !is_grpc,
             request: RequestHeader::from(head),
-            body,
-            body_ended: false,
+            body: Body::new(body, rate.filter(|_| !is_grpc)),
             respond,
             writer: None,
             written: None,
             ended: false,
-            received: 0,
             sent: 0,
-            again: None,
             digest,
             cut,
             times: Times::default(),
@@ -96,18 +92,7 @@ impl Session {
         if self.cut.is_over_here() {
             return Poll::Ready(Err(over()));
         }
-        // An empty frame is no piece of a body: Pingora would write it to an HTTP/1 backend as the chunk that ends it, and the
-        // end behind it once more, in front of the next request. h2 bounds how many there may be.
-        loop {
-            let data = match ready!(self.body.poll_data(cx)) {
-                None => return Poll::Ready(Ok(None)),
-                Some(Err(e)) => return Poll::Ready(Err(broken(e, ErrorType::ReadError))),
-                Some(Ok(data)) => data,
-            };
-            if !data.is_empty() {
-                return Poll::Ready(Ok(Some(data)));
-            }
-        }
+        self.body.poll_piece(cx)
     }
 
     /// Ready when nobody waits for the answer any more, or its time is over.
@@ -134,6 +119,8 @@ impl Session {
 
     /// Waits until some octets may be sent.
     async fn room(&mut self, wanted: usize) -> Result<usize> {
+        // Pingora does not read while it writes.
+        self.body.pauses();
         let (cut, writer) = (&self.cut, &mut self.writer);
         let writer = writer.as_mut().ok_or_else(no_head)?;
         writer.reserve_capacity(wanted);
@@ -204,17 +191,9 @@ impl server::Session for Session {
                 Error::e_explain(ErrorType::ReadTimedout, "the body does not come")
             }),
         };
-        let Some(data) = data? else {
-            self.body_ended = true;
-            return Ok(None);
-        };
-        self.received += data.len();
-        if let Some(again) = &mut self.again {
-            again.keep(&data);
-        }
-        // It only fails for a stream that is closed: the next read says so.
-        let _ = self.body.flow_control().release_capacity(data.len());
-        Ok(Some(data))
+        let data = data?;
+        self.body.took(data.as_ref());
+        Ok(data)
     }
 
     async fn drain_request_body(&mut self) -> Result<()> {
@@ -375,7 +354,7 @@ impl server::Session for Session {
     }
 
     fn is_body_done(&mut self) -> bool {
-        self.body_ended || self.is_body_empty() || self.body.is_end_stream()
+        self.body.has_ended() || self.is_body_empty()
     }
 
     async fn finish(&mut self) -> Result<()> {
@@ -391,7 +370,7 @@ impl server::Session for Session {
     fn is_body_empty(&mut self) -> bool {
         let is_nothing = |length: &http::HeaderValue| length.as_bytes().iter().all(|b| *b == b'0');
         let length = self.request.headers.get(CONTENT_LENGTH);
-        self.received == 0 && (self.body.is_end_stream() || length.is_some_and(is_nothing))
+        self.body.is_nothing() || (self.body.received() == 0 && length.is_some_and(is_nothing))
     }
 
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
@@ -406,7 +385,7 @@ impl server::Session for Session {
     }
 
     fn body_bytes_read(&self) -> usize {
-        self.received
+        self.body.received()
     }
 
     fn digest(&self) -> Option<&Digest> {
@@ -430,15 +409,15 @@ impl server::Session for Session {
     }
 
     fn enable_retry_buffering(&mut self) {
-        self.again.get_or_insert_default();
+        self.body.keep();
     }
 
     fn retry_buffer_truncated(&self) -> bool {
-        self.again.as_ref().is_some_and(Again::is_truncated)
+        self.body.is_truncated()
     }
 
     fn get_retry_buffer(&self) -> Option<Bytes> {
-        self.again.as_ref()?.whole()
+        self.body.kept()
     }
 
     // === messages of other protocols than HTTP: there are none ===
@@ -491,7 +470,7 @@ fn no_head() -> Box<Error> {
 }
 
 /// What broke the stream: its client's going, or that it did not keep to the protocol.
-fn broken(e: h2::Error, usual: ErrorType) -> Box<Error> {
+pub fn broken(e: h2::Error, usual: ErrorType) -> Box<Error> {
     let kind = match e.is_library() && e.reason() == Some(Reason::PROTOCOL_ERROR) {
         true => ErrorType::H2Error,
         false => usual,
