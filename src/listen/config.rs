@@ -101,7 +101,7 @@ const MOST_KEEPALIVE: Duration = Duration::from_secs(32_767);
 impl Default for TcpConfig {
     fn default() -> Self {
         Self {
-            backlog: 1024,
+            backlog: 4096,
             keepalive: config::Duration::secs(60),
             fast_open: 0,
             reuse_port: false,
