@@ -19,7 +19,7 @@ use crate::observe::access_log::Logger;
 use crate::observe::registry::{HttpMetrics, Metrics, RouteMetrics};
 use crate::reply::Answer;
 use crate::server::{Life, Process};
-use crate::state::{RedisHealth, RedisState};
+use crate::state::{Home, RedisHealth, RedisState};
 pub use private::Private;
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -71,6 +71,7 @@ pub struct Ops {
     redis: Arc<RedisHealth>,
     metrics: Arc<Metrics>,
     logger: Arc<Logger>,
+    home: Home,
     route_metrics: [RouteMetrics; ENDPOINTS.len()],
 }
 
@@ -151,6 +152,7 @@ impl OpsConfig {
             redis: process.redis_health.clone(),
             metrics: process.metrics.clone(),
             logger: process.logger.clone(),
+            home: process.home.clone(),
         }
     }
 }
@@ -212,7 +214,7 @@ impl Ops {
             Breakers::All => open == 0 || open < breakers.len(),
             Breakers::Any => open == 0,
         };
-        let draining = self.life.is_ending();
+        let draining = self.life.is_told();
         let is_ready = memory_ok && breakers_ok && !draining;
         let mut checks = Map::new();
         checks.insert(
@@ -292,8 +294,11 @@ impl Ops {
 
     fn metrics(&self) -> Answer {
         self.pools.iter().for_each(|pool| pool.observe_now());
-        self.metrics
-            .observe_now(self.logger.dropped(), self.redis.is_followed());
+        self.metrics.observe_now(
+            self.logger.dropped(),
+            self.redis.is_followed(),
+            self.home.tasks(),
+        );
         Answer {
             status: StatusCode::OK,
             content_type: "text/plain; version=0.0.4; charset=utf-8",

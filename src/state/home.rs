@@ -17,6 +17,13 @@ impl Home {
         self.0.send_replace(Some(Handle::current()));
     }
 
+    /// How many tasks are alive there.
+    pub fn tasks(&self) -> usize {
+        let home = self.0.borrow();
+        home.as_ref()
+            .map_or(0, |home| home.metrics().num_alive_tasks())
+    }
+
     /// Waits until it is known.
     pub async fn found(&self) -> Handle {
         let mut runtime = self.0.subscribe();

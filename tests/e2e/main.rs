@@ -82,6 +82,7 @@ mod diff;
 mod drill;
 mod reload;
 mod shutdown;
+mod soak;
 mod systemd;
 mod unit_files;
 mod upgrade;

@@ -55,6 +55,7 @@ pub struct Metrics {
     pub tls_handshakes: IntCounterVec,
     pub certificate_not_after: IntGauge,
     log_lines_dropped: IntGauge,
+    tasks: IntGauge,
     redis_up: IntGauge,
     pub redis: RedisMetrics,
     services: ServiceMetricsVec,
@@ -210,6 +211,13 @@ impl Metrics {
                     "When the first of our certificates ends, in seconds since 1970; 0 without any",
                 )?,
             )?,
+            tasks: registered(
+                &registry,
+                IntGauge::new(
+                    "runtime_tasks",
+                    "Tasks of the runtime that serves requests: connections, streams of HTTP/2, and what they wait for",
+                )?,
+            )?,
             log_lines_dropped: registered(
                 &registry,
                 IntGauge::new(
@@ -280,7 +288,8 @@ impl Metrics {
     }
 
     /// Takes over what is only worth counting when somebody looks.
-    pub fn observe_now(&self, lines_dropped: u64, redis_up: bool) {
+    pub fn observe_now(&self, lines_dropped: u64, redis_up: bool, tasks: usize) {
+        self.tasks.set(tasks as i64);
         self.log_lines_dropped.set(lines_dropped as i64);
         self.redis_up.set(i64::from(redis_up));
     }
