@@ -235,7 +235,10 @@ fn a_thousand_slow_clients_are_no_matter_to_another_and_are_gone_in_time() {
         _ => Reply::status(200).body("ok"),
     });
     let gateway = Conf::of(&[backend.url()])
-        .top("server", "{ header_timeout: 12s, client_timeout: 12s }")
+        .top(
+            "server",
+            "{ header_timeout: 12s, client_timeout: 12s, connections: { per_address: 0 } }",
+        )
         .service("timeout", "60s")
         .start();
     let addr = gateway.addr();
@@ -291,7 +294,10 @@ fn idle_and_busy_connections_cost_little() {
     let backend = Upstream::start();
     backend.set(|_| Reply::status(200).body(vec![b'x'; 20_000]));
     let gateway = Conf::of(&[backend.url()])
-        .top("server", "{ keepalive_timeout: 600s }")
+        .top(
+            "server",
+            "{ keepalive_timeout: 600s, connections: { per_address: 0 } }",
+        )
         .service("timeout", "120s")
         .start();
     assert_eq!(Request::get("/s/x").send_to(gateway.addr()).status, 200);

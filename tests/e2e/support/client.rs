@@ -670,6 +670,8 @@ fn is_closing(error: &io::Error) -> bool {
             | ErrorKind::BrokenPipe
             | ErrorKind::NotConnected
             | ErrorKind::UnexpectedEof
+            // A TLS alert that ends the connection.
+            | ErrorKind::InvalidData
     )
 }
 
