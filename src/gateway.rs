@@ -149,7 +149,8 @@ impl ProxyHttp for Gateway {
         let whole = ctx.has_all(session);
         let begun = Exchange::begin(session, route, method, tenant, deadline, whole).await;
         let refusal = match begun {
-            Ok(exchange) => {
+            Ok(mut exchange) => {
+                exchange.is_alone = ctx.handshake.is_some();
                 ctx.exchange = Some(exchange);
                 // One whose body was read for a policy has been told already.
                 if !whole {

@@ -193,11 +193,13 @@ fn take_out(value: &mut Value, path: &[Segment], lists: &mut ListIndices) -> boo
 }
 
 impl Source {
-    /// What tells its content from another, to this process; `None` where it cannot be read.
+    /// What tells its content from another, to this process; `None` where it cannot be read, or only once: what a pipe
+    /// holds is gone after that.
     pub fn mark(&self) -> Option<u64> {
         match self {
             Self::BuiltIn => Some(0),
-            Self::File(path) => Some(mark(&std::fs::read(path).ok()?)),
+            Self::File(path) if !path.is_file() => None,
+            Self::File(path) => Some(mark(bounds::read(path).ok()?.as_bytes())),
         }
     }
 }

@@ -259,11 +259,11 @@ impl Cut {
 
     fn shut_down(&self, cx: &Context<'_>) {
         self.at.store(NEVER, Relaxed);
+        // The client's side is asked once more, and finds it.
+        cx.waker().wake_by_ref();
         let socket = self.socket.load(Relaxed);
         if socket == SHARED {
             self.socket.store(OVER, Relaxed);
-            // Its client's side is asked once more, and finds it.
-            cx.waker().wake_by_ref();
             return;
         }
         self.socket.store(SHUT_DOWN, Relaxed);

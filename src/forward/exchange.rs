@@ -43,6 +43,8 @@ pub struct Exchange {
     ended: Vec<(Arc<str>, Failure)>,
     /// Before the next attempt.
     back_off: Duration,
+    /// It has a connection of its own, also where requests share them: a WebSocket.
+    pub is_alone: bool,
 }
 
 /// Why a request did not go to its service.
@@ -95,6 +97,7 @@ impl Exchange {
             tried: Vec::new(),
             ended: Vec::new(),
             back_off: Duration::ZERO,
+            is_alone: false,
             route,
         })
     }
@@ -143,7 +146,7 @@ impl Exchange {
         })?;
         self.attempts += 1;
         let connect = self.route.timeouts.connect.min(left);
-        let peer = match attempt.is_shared() {
+        let peer = match attempt.is_shared() && !self.is_alone {
             false => attempt.peer(connect),
             true => {
                 let patience = self.route.idle_timeout.unwrap_or_default().max(left);
@@ -157,7 +160,7 @@ impl Exchange {
 
     /// The connection stands: from now on the clock runs against the attempt.
     pub fn connected(&mut self, socket: RawFd, request_is_whole: bool) {
-        match self.route.service.http2 {
+        match self.route.service.http2 && !self.is_alone {
             true => self.cut.arm_shared(self.deadline.at()),
             false => self.cut.arm(socket, self.deadline.at()),
         }

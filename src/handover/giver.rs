@@ -88,7 +88,12 @@ impl Upgrades {
     /// Begins to replace this process, on a thread of its own. The outcome is logged, and told to whoever waits for it.
     pub fn begin(self: &Arc<Self>) -> oneshot::Receiver<Outcome> {
         let (tell, outcome) = oneshot::channel();
-        if let Err(why) = self.life.begin_upgrade() {
+        let may_begin = match std::process::id() {
+            // When it ends all others of its namespace are killed, the new one among them (pid_namespaces(7)).
+            1 => Err("process 1 cannot be replaced: in a container, start another container"),
+            _ => self.life.begin_upgrade(),
+        };
+        if let Err(why) = may_begin {
             self.say_failed(why);
             let _ = tell.send(Err(why.to_owned()));
             return outcome;

@@ -254,9 +254,16 @@ async fn accept<A: ServerApp + Send + Sync + 'static>(
     loop {
         let is_open = *state.borrow_and_update() == State::Open;
         let accepted = tokio::select! {
-            accepted = listener.accept(), if is_open => accepted,
+            accepted = listener.accept(), if is_open => Some(accepted),
             Ok(()) = state.changed() => continue,
-            _ = shutdown.wait_for(|down| *down) => return,
+            _ = shutdown.wait_for(|down| *down) => None,
+        };
+        let Some(accepted) = accepted else {
+            // Who was let into the queue is served; when another process has the socket, it does that.
+            while is_open && let Some(Ok((wire, peer))) = listener.accept().now_or_never() {
+                entrance.let_in(wire, peer, &app, &shutdown);
+            }
+            return;
         };
         // Who waits behind it is taken at once: a queue that fills faster than it is emptied turns others away.
         let (mut next, mut left) = (Some(accepted), AT_ONCE);

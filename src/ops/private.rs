@@ -35,9 +35,9 @@ impl Private {
                 StatusCode::UNPROCESSABLE_ENTITY,
                 &json!({"status": "failed", "faults": faults.lines()}),
             ),
-            Err(NotReloaded::Ending) => answer(
+            Err(why @ (NotReloaded::Ending | NotReloaded::Upgrading)) => answer(
                 StatusCode::SERVICE_UNAVAILABLE,
-                &json!({"status": "failed", "faults": [NotReloaded::Ending.to_string()]}),
+                &json!({"status": "failed", "faults": [why.to_string()]}),
             ),
         }
     }

@@ -86,6 +86,10 @@ impl Life {
         self.since.elapsed()
     }
 
+    pub fn is_upgrading(&self) -> bool {
+        self.stage.borrow().is_upgrading
+    }
+
     /// It ends, whyever.
     pub fn is_ending(&self) -> bool {
         self.stage.borrow().end.is_some()

@@ -59,6 +59,8 @@ pub enum NotReloaded {
     Faulty(Problems),
     /// The process is told to end.
     Ending,
+    /// A new process has read the configuration already, and may be the one that serves by it.
+    Upgrading,
 }
 
 type Outcome = Result<Reloaded, NotReloaded>;
@@ -173,17 +175,22 @@ impl Reloading {
     }
 
     async fn reload(&mut self) -> Outcome {
-        if self.process.life.is_ending() {
-            return Err(NotReloaded::Ending);
-        }
+        self.may_reload()?;
         self.file.is_read(&self.origin.source).await;
         let before = self.in_force.load_full();
         let compiled = self.compile(&before).await.map_err(NotReloaded::Faulty)?;
         compiled.policies.first_look(&before, LIMIT).await;
-        if self.process.life.is_ending() {
-            return Err(NotReloaded::Ending);
-        }
+        self.may_reload()?;
         Ok(self.put_in_force(compiled, &before))
+    }
+
+    fn may_reload(&self) -> Result<(), NotReloaded> {
+        let life = &self.process.life;
+        match (life.is_ending(), life.is_upgrading()) {
+            (true, _) => Err(NotReloaded::Ending),
+            (_, true) => Err(NotReloaded::Upgrading),
+            _ => Ok(()),
+        }
     }
 
     /// Away from what keeps everything else up to date: it takes a while, and reads files.
@@ -218,8 +225,8 @@ impl Reloading {
             upstream_connections: _,
         } = compiled;
         let policies = Arc::new(policies);
-        self.in_force.store(policies.clone());
         policies.auth.begins();
+        self.in_force.store(policies.clone());
         if let (Some(tls), Some(loaded)) = (&self.tls, entrances.tls) {
             tls.install(loaded);
         }
@@ -268,7 +275,7 @@ impl NotReloaded {
     pub fn lines(&self) -> Vec<String> {
         match self {
             Self::Faulty(problems) => problems.lines(),
-            Self::Ending => vec![self.to_string()],
+            Self::Ending | Self::Upgrading => vec![self.to_string()],
         }
     }
 }
@@ -295,6 +302,7 @@ impl fmt::Display for NotReloaded {
         match self {
             Self::Faulty(problems) => problems.fmt(f),
             Self::Ending => f.write_str("the process is ending"),
+            Self::Upgrading => f.write_str("an upgrade is under way: ask again when it is over"),
         }
     }
 }

@@ -36,6 +36,8 @@ impl ShutdownSignalWatch for Signals {
                 () = self.life.until_replaced() => {
                     let upgrades = self.upgrades.clone();
                     tokio::spawn(async move {
+                        // It drains already: the first signal asks for what is done, the second for the end.
+                        either(&mut term, &mut int).await;
                         either(&mut term, &mut int).await;
                         at_once(&upgrades);
                     });
@@ -45,7 +47,10 @@ impl ShutdownSignalWatch for Signals {
         }
         log::info!("told to end: the listeners close, what is in flight is finished");
         self.life.told();
-        self.notify.stopping();
+        // Where another process has just taken over, the service goes on.
+        if self.life.is_told() {
+            self.notify.stopping();
+        }
         let upgrades = self.upgrades.clone();
         tokio::spawn(async move {
             either(&mut term, &mut int).await;

@@ -79,6 +79,30 @@ fn what_is_in_flight_is_finished_by_the_old_process_which_then_goes_at_once() {
 }
 
 #[test]
+fn who_was_replaced_and_is_told_to_end_finishes_what_it_has_and_ends_at_once_the_second_time() {
+    for signals in [1, 2] {
+        let (backend, runtime, gateway) = world("");
+        backend.hold();
+        let mut client = Client::to(gateway.addr()).connect();
+        client.send(&Request::get("/s/1").bytes());
+        backend.wait_requests(1);
+        assert_eq!(runtime.upgrade().code, 0);
+        gateway.signal(15);
+        if signals == 2 {
+            wait_until("the old process is gone", || {
+                gateway.signal(15);
+                gateway.wait_exit(Duration::from_millis(50)) == Some(130)
+            });
+            continue;
+        }
+        assert_eq!(gateway.wait_exit(Duration::from_millis(300)), None);
+        backend.release();
+        assert_eq!(client.read_response().status, 200);
+        assert_eq!(gateway.wait_exit(Duration::from_secs(5)), Some(0));
+    }
+}
+
+#[test]
 fn a_request_on_an_idle_connection_is_answered_after_the_upgrade_too() {
     let (_backend, runtime, gateway) = world("");
     let mut client = Client::to(gateway.addr()).connect();

@@ -309,6 +309,7 @@ impl Serving<'_> {
     fn accept(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         self.front.parts.requests.http2.inc();
         self.has_asked = true;
+        while self.streams.try_join_next().is_some() {} // what is over is no work
         // A stream that its client has reset may still have work to finish: that is no way to more work than allowed.
         if self.streams.len() >= 2 * self.http2.max_streams {
             respond.send_reset(Reason::REFUSED_STREAM);
@@ -316,7 +317,8 @@ impl Serving<'_> {
         }
         let (head, body) = request.into_parts();
         let (method, is_grpc) = (head.method.clone(), crate::reply::is_grpc(&head.headers));
-        match head2::judge(head, &self.policies.head) {
+        let limits = self.front.parts.in_force.load().head;
+        match head2::judge(head, &limits) {
             Ok(head) => {
                 let (front, shutdown) = (self.front.clone(), self.shutdown.clone());
                 let (cut, digest) = (Cut::new(Instant::now()), self.digest.clone());

@@ -128,7 +128,8 @@ impl Session {
             return Ok(writer.capacity());
         }
         let room = poll_fn(|cx| {
-            if cut.is_over_here() {
+            // Also where only the backend's socket was shut down: who takes an octet now and then would never meet the end.
+            if cut.was_shut_down() {
                 return Poll::Ready(Err(over()));
             }
             match writer.poll_capacity(cx) {

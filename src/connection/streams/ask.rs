@@ -1,6 +1,5 @@
 //! The background task that asks whether what is open may stay open.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,29 +42,31 @@ impl Ask {
 
 #[async_trait]
 impl BackgroundService for Ask {
-    /// Until the process ends: streams are open meanwhile.
+    /// Until the process ends: streams are open meanwhile. Each waits for itself: Redis may take its time for a key.
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let Self(streams) = self;
-        let mut drained = pin!(async {
+        let revocations = async {
+            loop {
+                streams.revoked.news().await;
+                streams.ask_all();
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        let keys = async {
+            loop {
+                streams.doubts.notified().await;
+                while !self.ask_for_keys().await {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        let drain = async {
             // An error means that the server is gone: the same.
             let _ = shutdown.wait_for(|down| *down).await;
             tokio::time::sleep(streams.drain_grace()).await;
             streams.drain();
-            // This is over; what is asked goes on.
-            std::future::pending::<()>().await
-        });
-        let mut all_told = true;
-        loop {
-            tokio::select! {
-                () = streams.revoked.news() => streams.ask_all(),
-                () = streams.doubts.notified() => all_told = self.ask_for_keys().await,
-                () = tokio::time::sleep(AGAIN), if !all_told => all_told = self.ask_for_keys().await,
-                () = &mut drained => {}
-            }
-            tokio::select! {
-                () = tokio::time::sleep(PAUSE) => {}
-                () = &mut drained => {}
-            }
-        }
+        };
+        futures::join!(revocations, keys, drain);
     }
 }
