@@ -25,7 +25,8 @@ defaults.
 
 Signals: SIGTERM and SIGINT finish what is in flight and end the process; a second one ends it at once. SIGHUP reads the
 configuration anew and puts it in force; a faulty one changes nothing. SIGUSR2 puts a new process in the place of this one.
-Exit status: 0 after an orderly end, 1 when the configuration is faulty or the address is taken, 2 on a wrong flag.";
+Exit status: 0 after an orderly end, 1 when the configuration is faulty, the address is taken, or what `upgrade` or `reload`
+asked for was not done, 2 on a wrong flag, 130 after a second signal.";
 
 /// What the process was asked to do. Returns its exit status.
 pub fn main() -> ExitCode {

@@ -138,13 +138,17 @@ impl Heir {
         Ok(taken)
     }
 
-    /// The old process may drain. What its last requests changed is heard until it ends.
-    pub fn serving(&self, succession: Succession) {
-        let Inner { wire, .. } = &*self.0;
-        if let Err(e) = wire.send(SERVING, &(), Instant::now() + HELLO_LIMIT) {
+    /// The old process may drain.
+    pub fn serves(&self) {
+        let told = self.0.wire.send(SERVING, &(), Instant::now() + HELLO_LIMIT);
+        if let Err(e) = told {
             log::warn!("upgrade: the old process cannot be told that this one serves: {e}");
-            return;
         }
+    }
+
+    /// What the old one's last requests changed is heard until it ends.
+    pub fn hear_out(&self, succession: &Succession) {
+        let Inner { wire, .. } = &*self.0;
         let mut late = Taken::default();
         let deadline = Instant::now() + LIMIT;
         while let Ok(frame) = wire.receive(deadline, &|| true) {

@@ -226,16 +226,25 @@ impl BackgroundService for Begin {
         if let Some(control) = &self.control {
             control.publish();
         }
-        self.notify.ready(concat!(
-            "api-gateway ",
-            env!("CARGO_PKG_VERSION"),
-            " serves"
-        ));
-        if let Some(heir) = self.heir.clone() {
-            let succession = self.succession();
-            // Until the old process has ended.
-            tokio::task::spawn_blocking(move || heir.serving(succession));
-        }
+        let notify = self.notify.clone();
+        let ready = move || {
+            notify.ready(concat!(
+                "api-gateway ",
+                env!("CARGO_PKG_VERSION"),
+                " serves"
+            ));
+        };
+        let Some(heir) = self.heir.clone() else {
+            return ready();
+        };
+        let succession = self.succession();
+        // Until the old process has ended.
+        tokio::task::spawn_blocking(move || {
+            heir.serves();
+            // Not before: until it is told, the old one may still end this one, which must not be the main one then.
+            ready();
+            heir.hear_out(&succession);
+        });
     }
 }
 
