@@ -75,8 +75,9 @@ fn an_end_that_comes_by_itself_is_one_end() {
         let (client, _) = Http2::connect(gateway.addr()).await;
         for body in ["", "body"] {
             for method in ["GET", "POST"] {
-                let (answer, mut stream) =
-                    client.begin(client.request(method, "/s/x"), false).await;
+                let id = format!("{method}-{}", body.len());
+                let request = client.request(method, "/s/x").header("x-request-id", &id);
+                let (answer, mut stream) = client.begin(request, false).await;
                 tokio::time::sleep(Duration::from_millis(20)).await; // the head goes on alone
                 for piece in [body, "", ""] {
                     stream
@@ -85,6 +86,7 @@ fn an_end_that_comes_by_itself_is_one_end() {
                 }
                 stream.send_data(Bytes::new(), true).unwrap();
                 assert_eq!(answer.await.unwrap().status(), 200);
+                gateway.access_line(&id); // the connection to the backend is free again
             }
         }
     });
