@@ -180,14 +180,10 @@ impl ProxyHttp for Gateway {
             user: ctx.caller.as_ref().map(|caller| &*caller.id),
             client: ctx.client_text.as_bytes(),
         };
-        let mut peer = exchange.attempt(&affinity).map_err(|refusal| {
+        exchange.attempt(&affinity).map_err(|refusal| {
             ctx.refusal = Some(refusal);
             Error::explain(ErrorType::ConnectNoRoute, "no attempt is possible").into_up()
-        })?;
-        if ctx.handshake.is_some() {
-            peer.options.set_http_version(1, 1); // HTTP/2 knows no Upgrade
-        }
-        Ok(peer)
+        })
     }
 
     async fn connected_to_upstream(

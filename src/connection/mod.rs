@@ -25,7 +25,7 @@ use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use pingora_timeout::timeout;
 use prometheus::IntCounter;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::admit::head::{HeadReader, Progress};
 use crate::gateway::Gateway;
@@ -293,6 +293,20 @@ fn is_safe(head: &[u8]) -> bool {
 async fn shutting_down(shutdown: &mut ShutdownWatch) {
     // An error means that the server is gone: the same.
     let _ = shutdown.wait_for(|down| *down).await;
+}
+
+/// The last answer on a connection. Returns whether it was taken.
+async fn send(stream: &mut Stream, answer: &[u8], patience: Duration) -> bool {
+    match timeout(patience, stream.write_all(answer)).await {
+        Ok(Ok(())) => stream.flush().await.is_ok(),
+        _ => false,
+    }
+}
+
+async fn close(mut stream: Stream, has_answer: bool) {
+    if has_answer && stream.shutdown().await.is_ok() {
+        let _ = timeout(LINGER, discard(&mut stream)).await;
+    }
 }
 
 async fn discard(stream: &mut Stream) {

@@ -12,10 +12,8 @@ use async_trait::async_trait;
 use pingora::apps::ServerApp;
 use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
-use pingora_timeout::timeout;
-use tokio::io::AsyncWriteExt;
 
-use super::{Arrived, Front, FrontParts, LINGER, discard, peer_address};
+use super::{Arrived, Front, FrontParts, close, peer_address, send};
 use crate::admit::request_id;
 use crate::listen::tls::Tls;
 use crate::observe::access_log::Access;
@@ -68,10 +66,7 @@ impl Redirect {
         .into_bytes();
         policies.secure_headers.write_to(&mut answer, false);
         answer.extend_from_slice(b"\r\n");
-        let sent = match timeout(policies.times.patience, stream.write_all(&answer)).await {
-            Ok(Ok(())) => stream.flush().await.is_ok(),
-            _ => false,
-        };
+        let sent = send(&mut stream, &answer, policies.times.patience).await;
         unmatched.method(None).end(STATUS, start.elapsed(), 0, 0);
         let asked = Asked::of(head);
         logger.access(&Access {
@@ -95,9 +90,7 @@ impl Redirect {
             close_code: None,
             headers: None,
         });
-        if sent && stream.shutdown().await.is_ok() {
-            let _ = timeout(LINGER, discard(&mut stream)).await;
-        }
+        close(stream, sent).await;
     }
 }
 

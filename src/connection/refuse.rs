@@ -11,10 +11,8 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, DATE};
 use http::{HeaderValue, Method, Response, StatusCode};
 use pingora::protocols::http::date::get_cached_date;
 use pingora::protocols::{Digest, Stream};
-use pingora_timeout::timeout;
-use tokio::io::AsyncWriteExt;
 
-use super::{Front, FrontParts, LINGER, address_of, discard, peer_address};
+use super::{Front, FrontParts, address_of, close, peer_address, send};
 use crate::admit::request_id::{self, X_REQUEST_ID};
 use crate::observe::access_log::Access;
 use crate::observe::audit::{Event, Incident};
@@ -69,10 +67,7 @@ impl Front {
         if !buf.starts_with(b"HEAD ") {
             head.extend_from_slice(&body);
         }
-        let sent = match timeout(policies.times.patience, stream.write_all(&head)).await {
-            Ok(Ok(())) => stream.flush().await.is_ok(),
-            _ => false,
-        };
+        let sent = send(&mut stream, &head, policies.times.patience).await;
         self.tell(&Told {
             refusal: &refusal,
             id,
@@ -80,9 +75,7 @@ impl Front {
             since: start,
             sent: if sent { body.len() } else { 0 },
         });
-        if sent && stream.shutdown().await.is_ok() {
-            let _ = timeout(LINGER, discard(&mut stream)).await;
-        }
+        close(stream, sent).await;
     }
 
     /// The same on one stream of an HTTP/2 connection.

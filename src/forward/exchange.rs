@@ -146,13 +146,16 @@ impl Exchange {
         })?;
         self.attempts += 1;
         let connect = self.route.timeouts.connect.min(left);
-        let peer = match attempt.is_shared() && !self.is_alone {
+        let mut peer = match attempt.is_shared() && !self.is_alone {
             false => attempt.peer(connect),
             true => {
                 let patience = self.route.idle_timeout.unwrap_or_default().max(left);
                 attempt.shared_peer(connect, patience)
             }
         };
+        if self.is_alone {
+            peer.options.set_http_version(1, 1); // HTTP/2 knows no Upgrade
+        }
         self.last = Some(attempt.member.text.clone());
         self.attempt = Some(attempt);
         Ok(peer)

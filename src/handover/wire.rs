@@ -108,16 +108,15 @@ impl Wire {
                 Err(e) => patient(e, deadline, &|| false)?,
             }
         }
-        let mut rest = [name.as_bytes(), body].concat();
-        let mut sent = 0;
-        while sent < rest.len() {
-            match (&self.0).write(&rest[sent..]) {
-                Ok(0) => return Err(Broken::Gone),
-                Ok(n) => sent += n,
-                Err(e) => patient(e, deadline, &|| false)?,
+        for mut rest in [name.as_bytes(), body] {
+            while !rest.is_empty() {
+                match (&self.0).write(rest) {
+                    Ok(0) => return Err(Broken::Gone),
+                    Ok(n) => rest = &rest[n..],
+                    Err(e) => patient(e, deadline, &|| false)?,
+                }
             }
         }
-        rest.clear();
         Ok(())
     }
 

@@ -281,17 +281,20 @@ mod tests {
         assert!(!revoked.is_revoked(b"a.b.c", &facts));
     }
 
-    #[test]
-    fn what_this_process_has_revoked_outlives_a_full_reading() {
-        let revoked = Revoked::default();
-        let facts = |family| TokenFacts {
+    fn facts(family: &str) -> TokenFacts {
+        TokenFacts {
             user: "u1".into(),
             tenant: "t1".into(),
             jti: None,
             family: Family::named(family),
             issued: 100,
             expires: 200,
-        };
+        }
+    }
+
+    #[test]
+    fn what_this_process_has_revoked_outlives_a_full_reading() {
+        let revoked = Revoked::default();
         revoked.revoke_token(b"a.b.c", 200, 100);
         revoked.revoke_family(&Family::named("f1").unwrap(), 200, 100);
         revoked.replace(Sets::default());
@@ -303,14 +306,6 @@ mod tests {
     #[test]
     fn the_last_known_set_and_what_was_revoked_here_hold_in_the_next_process() {
         let (old, new) = (Revoked::default(), Revoked::default());
-        let facts = |family| TokenFacts {
-            user: "u1".into(),
-            tenant: "t1".into(),
-            jti: None,
-            family: Family::named(family),
-            issued: 100,
-            expires: 200,
-        };
         old.update(b"session:blacklist:a.b.c", Some(b"1"));
         old.update(b"session:revoked:tenant:t2", Some(b"101"));
         old.revoke_token(b"d.e.f", 200, 100);
