@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::StatusCode;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
@@ -27,12 +27,10 @@ use crate::forward::pool::Affinity;
 use crate::forward::retry::Failure;
 use crate::forward::verdict::{self, Blame};
 use crate::listen::tls;
-use crate::observe::access_log::{Access, Logger};
-use crate::observe::registry::{MethodMetrics, Metrics, RouteMetrics, UNMATCHED};
-use crate::ops::Endpoint;
+use crate::observe::access_log::Logger;
+use crate::observe::registry::{Metrics, RouteMetrics};
 use crate::policies::InForce;
 use crate::reply::{self, Refusal};
-use crate::route::{MethodIndex, target_of};
 
 /// What the phases work with, beside the policies that [`Ctx`] holds for each request.
 pub struct Gateway {
@@ -45,14 +43,6 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    fn method_metrics<'a>(&'a self, ctx: &'a Ctx, method: &Method) -> &'a MethodMetrics {
-        let index = ctx.method.or_else(|| MethodIndex::of(method));
-        match ctx.endpoint {
-            Some(endpoint) => ctx.policies.ops.route_metrics(endpoint).method(index),
-            None => self.unmatched.method(index),
-        }
-    }
-
     /// Takes out of a backend's answer what is not for clients, and puts in what every answer carries.
     fn stamp_response(response: &mut ResponseHeader, ctx: &Ctx) {
         reply::rewrite(response, |fields| {
@@ -426,56 +416,7 @@ impl ProxyHttp for Gateway {
     async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
         // Bytes that came behind this request close the connection: the next head must pass `connection` first.
         session.set_pipelining_enabled(false);
-        let elapsed = ctx.start.elapsed();
-        let status = ctx.status(session);
-        let (received, sent) = ctx.transferred(session);
-        let request = session.req_header();
-        let metrics = match &ctx.route {
-            Some(route) => route.metrics.method(ctx.method),
-            None => self.method_metrics(ctx, &request.method),
-        };
-        match &ctx.tunnel {
-            Some((_, opened)) => metrics.end(status, *opened - ctx.start, 0, 0),
-            None => metrics.end(status, elapsed, received, sent),
-        }
-        ctx.in_progress = None;
-        if let Some(exchange) = &mut ctx.exchange {
-            exchange.finish();
-        }
-        if ctx.endpoint.is_some_and(|endpoint| !endpoint.is_logged()) {
-            return;
-        }
-        self.logger.access(&Access {
-            request_id: ctx.request_id(),
-            trace_id: ctx.trace.as_ref().map(|trace| trace.id()),
-            method: request.method.as_str(),
-            target: target_of(request),
-            client: ctx.client_text.to_str().unwrap_or_default(),
-            route: ctx
-                .route
-                .as_ref()
-                .map_or(ctx.endpoint.map_or(UNMATCHED, Endpoint::path), |route| {
-                    &route.template
-                }),
-            service: ctx.route.as_ref().map(|route| &*route.service.name),
-            exchange: ctx.exchange.as_ref(),
-            user: ctx.caller.as_ref().map(|caller| &*caller.id),
-            tenant: ctx
-                .caller
-                .as_ref()
-                .and_then(|caller| caller.tenant.to_str().ok()),
-            venue: ctx.venue(&request.headers),
-            status,
-            code: ctx.code,
-            error: e
-                .filter(|e| *e.esource() != ErrorSource::Downstream || ctx.code.is_none())
-                .map(verdict::cause),
-            elapsed,
-            request_bytes: received,
-            response_bytes: sent,
-            close_code: ctx.tunnel.as_ref().map(|(link, _)| link.close_code()),
-            headers: self.logger.logs_headers().then_some(&request.headers),
-        });
+        self.tell(session, e, ctx);
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod access_log;
 pub mod audit;
+mod ended;
 pub mod logging;
 pub mod redact;
 pub mod registry;
