@@ -19,6 +19,7 @@ use crate::admit::Admitted;
 use crate::admit::cors::Cors;
 use crate::admit::request_id::X_REQUEST_ID;
 use crate::admit::websocket;
+use crate::connection::here;
 use crate::context::Ctx;
 use crate::forward::exchange::{Exchange, NotSent};
 use crate::forward::headers;
@@ -62,7 +63,7 @@ impl ProxyHttp for Gateway {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx::new(self.in_force.load_full())
+        Ctx::new(here::take_policies().unwrap_or_else(|| self.in_force.load_full()))
     }
 
     /// No modules: Pingora's compression would only be built to stay off.
@@ -302,7 +303,7 @@ impl ProxyHttp for Gateway {
             ctx.policies.limits.forgive(&route.limits, who);
         }
         Self::stamp_response(response, ctx);
-        Ok(())
+        reply::begin_for_http10(session, response).await
     }
 
     /// Nothing was sent yet: another instance may answer.

@@ -87,11 +87,6 @@ const SHUT_DOWN: RawFd = -2;
 const SHARED: RawFd = -3;
 const OVER: RawFd = -4;
 
-tokio::task_local! {
-    /// The one of the connection whose requests this task serves.
-    static HERE: Arc<Cut>;
-}
-
 /// Serves requests, and looks at the clock for them.
 pub struct Watched<'a, F> {
     pub requests: F,
@@ -113,17 +108,6 @@ impl Cut {
             manner: AtomicU8::new(AT_ONCE),
             waker: AtomicWaker::new(),
         })
-    }
-
-    /// Runs `requests`, which find this with [`Cut::here`]. Not `async`: that would hold them twice, for each connection.
-    pub fn scope<F: Future>(self: Arc<Self>, requests: F) -> impl Future<Output = F::Output> {
-        HERE.scope(self, requests)
-    }
-
-    /// The connection's own, or one that nobody looks at.
-    pub fn here() -> Arc<Self> {
-        HERE.try_with(Arc::clone)
-            .unwrap_or_else(|_| Self::new(Instant::now()))
     }
 
     /// From now on `socket` is shut down at `at`.

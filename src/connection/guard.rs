@@ -36,6 +36,19 @@ pub struct Guard {
     cut: Option<Arc<Cut>>,
     /// The client asks for another protocol.
     relay: Option<Relay>,
+    /// What came behind the request.
+    behind: Behind,
+}
+
+/// Pingora stops reading once it has seen something behind a request, and would not hear that the exchange is over. So
+/// where that is told by reading it does not see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Behind {
+    Nothing,
+    /// The client has ended its side. What it has asked for is done all the same.
+    End,
+    /// The next request. It is not kept.
+    More,
 }
 
 /// What a request needs beside its connection.
@@ -75,6 +88,7 @@ impl Guard {
             survives_reset,
             cut,
             relay,
+            behind: Behind::Nothing,
         })
     }
 
@@ -84,19 +98,41 @@ impl Guard {
         guard.relay.as_ref().map(Relay::link)
     }
 
-    /// The connection itself, once the request is over.
-    pub fn unwrap(stream: Stream) -> Stream {
+    /// The connection itself, once the request is over, and whether some of the next one came and was not kept.
+    pub fn unwrap(stream: Stream) -> (Stream, bool) {
         if !stream.as_any().is::<Self>() {
-            return stream;
+            return (stream, false);
         }
         match stream.into_any().downcast::<Self>() {
-            Ok(guard) => guard.stream,
+            Ok(guard) => (guard.stream, guard.behind == Behind::More),
             Err(_) => unreachable!("it was looked at just now"),
         }
     }
 }
 
 impl Guard {
+    /// # Errors
+    /// When the exchange is over, and has to end here.
+    fn ask_cut(&self) -> io::Result<()> {
+        match self.cut.as_ref().is_some_and(|cut| cut.is_over_here()) {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => Ok(()),
+        }
+    }
+
+    fn begin_write(&mut self) -> io::Result<()> {
+        // Pingora does not read while it writes.
+        if let Some(pace) = &mut self.pace {
+            pace.pauses();
+        }
+        self.ask_cut()
+    }
+
+    /// Whether what comes now stands behind the request, and is not for Pingora.
+    fn holds_back(&self) -> bool {
+        self.cut.is_some() && self.relay.is_none() && self.body.is_whole()
+    }
+
     /// Follows what has come. Nothing is waited for behind the end.
     fn follow(&mut self, bytes: &[u8]) -> io::Result<()> {
         let well_formed = self.body.read(bytes);
@@ -152,8 +188,9 @@ impl AsyncRead for Guard {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.cut.as_ref().is_some_and(|cut| cut.is_over_here()) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        self.ask_cut()?;
+        if self.behind != Behind::Nothing {
+            return Poll::Pending; // the moment wakes the task
         }
         let Self { stream, relay, .. } = &mut *self;
         if let Some(relay) = relay
@@ -181,6 +218,17 @@ impl AsyncRead for Guard {
         if let Some(relay) = self.relay.as_ref().filter(|_| buf.filled().len() > before) {
             relay.has_read()?;
         }
+        if self.holds_back() {
+            self.behind = match buf.filled().len() == before {
+                true => Behind::End,
+                false => Behind::More,
+            };
+            // A client that only reads is gone, and Pingora is to know.
+            if self.behind == Behind::More || self.survives_reset {
+                buf.set_filled(before);
+                return Poll::Pending;
+            }
+        }
         Poll::Ready(self.follow(&buf.filled()[before..]))
     }
 }
@@ -191,16 +239,8 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let Self {
-            stream,
-            relay,
-            pace,
-            ..
-        } = &mut *self;
-        // Pingora does not read while it writes.
-        if let Some(pace) = pace {
-            pace.pauses();
-        }
+        self.begin_write()?;
+        let Self { stream, relay, .. } = &mut *self;
         match relay {
             Some(relay) => relay.poll_write(stream, cx, buf),
             None => Pin::new(stream).poll_write(cx, buf),
@@ -228,6 +268,7 @@ impl AsyncWrite for Guard {
             let first = bufs.iter().find(|buf| !buf.is_empty());
             return self.poll_write(cx, first.map_or(&[], |buf| buf));
         }
+        self.begin_write()?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 

@@ -5,6 +5,7 @@
 mod cut;
 mod guard;
 pub mod h2;
+pub mod here;
 mod pace;
 mod redirect;
 mod refuse;
@@ -31,12 +32,13 @@ use crate::admit::head::{HeadReader, Progress};
 use crate::gateway::Gateway;
 use crate::observe::access_log::Logger;
 use crate::observe::registry::RouteMetrics;
-use crate::policies::{InForce, Times};
+use crate::policies::{InForce, Policies, Times};
 use crate::reply::Refusal;
 use crate::server::Life;
 use cut::Watched;
 pub use cut::{Cut, End};
 use guard::{Body, Guard, Needs};
+use here::Here;
 pub use pace::MinRate;
 use pace::Taking;
 pub use redirect::Redirect;
@@ -76,14 +78,25 @@ const NOT_SOON: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// What came of waiting for a head.
 enum Arrived {
-    /// With what was read of the body, what is to come of it, and what follows an upgrade.
-    Head(BytesMut, Body, Option<Relay>),
+    Head(Arrival),
     /// The preface of HTTP/2, and what was read behind it.
     Http2(BytesMut),
     /// The client, the idle time or a shutdown ended the connection between two requests.
     Nothing,
     /// With what was read, and since when.
     Refused(Refusal, BytesMut, Instant),
+}
+
+/// A head, and what goes with it.
+struct Arrival {
+    /// With what was read of the body.
+    head: BytesMut,
+    /// What is to come of it.
+    body: Body,
+    /// What follows an upgrade.
+    relay: Option<Relay>,
+    /// What it was judged by, as the whole request will be.
+    policies: Arc<Policies>,
 }
 
 impl Front {
@@ -117,11 +130,9 @@ impl Front {
         let Ok(Ok(1..)) = first else {
             return Arrived::Nothing;
         };
-        // Those in force now that it begins; copied, so that a slow head keeps no snapshot.
-        let (limits, times) = {
-            let policies = self.parts.in_force.load();
-            (policies.head, policies.times)
-        };
+        // Those in force now that it begins.
+        let policies = self.parts.in_force.load_full();
+        let (limits, times) = (policies.head, policies.times);
         let mut reader = HeadReader::default();
         let mut since: Option<Instant> = None;
         let mut may_skip = true;
@@ -152,7 +163,12 @@ impl Front {
                         buf.truncate(cut.start);
                         buf.unsplit(tail);
                     }
-                    return Arrived::Head(buf, body, relay);
+                    return Arrived::Head(Arrival {
+                        head: buf,
+                        body,
+                        relay,
+                        policies,
+                    });
                 }
                 Ok(Progress::Partial) => {}
                 Err(fault) => return refused(fault.into(), buf, since),
@@ -179,7 +195,7 @@ impl ServerApp for Front {
     ) -> Option<Stream> {
         let cut = Cut::new(Instant::now());
         let serve = self.serve(stream, shutdown, &cut);
-        cut.clone().scope(serve).await;
+        Here::new(cut.clone(), None).scope(serve).await;
         None
     }
 
@@ -217,8 +233,13 @@ impl Front {
         let mut timer = pin!(tokio::time::sleep(NOT_SOON));
         loop {
             let arrived = self.read_head(&mut stream, wait, may_be_http2, &mut shutdown);
-            let (head, body, relay) = match arrived.await {
-                Arrived::Head(head, body, relay) => (head, body, relay),
+            let Arrival {
+                head,
+                body,
+                relay,
+                policies,
+            } = match arrived.await {
+                Arrived::Head(arrival) => arrival,
                 Arrived::Http2(first) => {
                     Box::pin(h2::serve(self, stream, first, shutdown)).await;
                     return None;
@@ -231,19 +252,21 @@ impl Front {
                 }
             };
             may_be_http2 = false;
-            self.parts.requests.http1.inc();
-            let (rate, shares_upstreams) = {
-                let policies = self.parts.in_force.load();
-                (policies.times.rate, policies.shares_upstreams)
-            };
+            // What becomes a WebSocket is counted as that.
+            let asked = relay.as_ref().map(|relay| relay.link().clone());
+            if asked.is_none() {
+                self.parts.requests.http1.inc();
+            }
+            let rate = policies.times.rate;
             let taking = rate.map(|rate| Taking::new(stream.id(), rate));
             let needs = Needs {
                 body,
                 rate,
                 survives_reset: !is_safe(&head),
-                cut: shares_upstreams.then(|| cut.clone()),
+                cut: policies.shares_upstreams.then(|| cut.clone()),
                 relay,
             };
+            here::hand_on(policies);
             stream = Guard::wrap(stream, needs);
             let session = session_of(stream, head, settings.take());
             let requests = Watched {
@@ -252,8 +275,18 @@ impl Front {
                 timer: timer.as_mut(),
                 taking,
             };
-            let (again, kept) = requests.await?.consume();
-            stream = Guard::unwrap(again);
+            let served = requests.await;
+            if asked.is_some_and(|link| !link.is_open()) {
+                self.parts.requests.http1.inc();
+            }
+            let (again, kept) = served?.consume();
+            let (again, has_more) = Guard::unwrap(again);
+            if has_more {
+                // The next request was not waiting for its turn: its client sends it again.
+                Box::pin(close(again, true)).await;
+                return None;
+            }
+            stream = again;
             settings = kept;
             wait = self.times().idle;
         }

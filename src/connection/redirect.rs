@@ -13,7 +13,7 @@ use pingora::apps::ServerApp;
 use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
 
-use super::{Arrived, Front, FrontParts, close, peer_address, send};
+use super::{Arrival, Arrived, Front, FrontParts, close, peer_address, send};
 use crate::admit::request_id;
 use crate::listen::tls::Tls;
 use crate::observe::access_log::Access;
@@ -107,7 +107,7 @@ impl ServerApp for Redirect {
             .front
             .read_head(&mut stream, wait, false, &mut shutdown);
         match arrived.await {
-            Arrived::Head(head, ..) => {
+            Arrived::Head(Arrival { head, .. }) => {
                 let start = Instant::now();
                 match self.location(&head) {
                     Ok(location) => self.send(stream, &head, &location, start).await,

@@ -16,7 +16,8 @@ use super::deadline::{Deadline, Timeouts};
 use super::overload::{Baseline, Slot, Tenant};
 use super::pool::{Affinity, Attempt, Pool};
 use super::retry::{Case, Decision, Failure};
-use crate::connection::{Cut, End};
+use super::verdict;
+use crate::connection::{Cut, End, here};
 use crate::reply::Refusal;
 use crate::route::{MethodIndex, Route};
 
@@ -46,6 +47,9 @@ pub struct Exchange {
     /// It has a connection of its own, also where requests share them: a WebSocket.
     pub is_alone: bool,
 }
+
+/// As the log has it.
+const TOO_SLOW: &str = "the answer came too slowly";
 
 /// Why a request did not go to its service.
 pub enum NotSent {
@@ -85,7 +89,7 @@ impl Exchange {
         Ok(Self {
             method,
             deadline,
-            cut: Cut::here(),
+            cut: here::cut(),
             permit: Some(permit),
             tenant,
             slot: Some(slot),
@@ -146,7 +150,7 @@ impl Exchange {
         })?;
         self.attempts += 1;
         let connect = self.route.timeouts.connect.min(left);
-        let mut peer = match attempt.is_shared() && !self.is_alone {
+        let mut peer = match self.is_shared() {
             false => attempt.peer(connect),
             true => {
                 let patience = self.route.idle_timeout.unwrap_or_default().max(left);
@@ -161,9 +165,14 @@ impl Exchange {
         Ok(peer)
     }
 
+    /// Whether others use its connection as well.
+    fn is_shared(&self) -> bool {
+        self.route.service.http2 && !self.is_alone
+    }
+
     /// The connection stands: from now on the clock runs against the attempt.
     pub fn connected(&mut self, socket: RawFd, request_is_whole: bool) {
-        match self.route.service.http2 && !self.is_alone {
+        match self.is_shared() {
             true => self.cut.arm_shared(self.deadline.at()),
             false => self.cut.arm(socket, self.deadline.at()),
         }
@@ -293,7 +302,8 @@ impl Exchange {
             Some(End::KeyChanged) => (E::ConnectionClosed, "the caller's API key was changed"),
             Some(End::Expired) => (E::ConnectionClosed, "the caller's credentials have expired"),
             Some(End::Draining) => (E::ConnectionClosed, "the process ends"),
-            Some(End::Idle) | None => (E::ReadTimedout, "the answer came too slowly"),
+            Some(End::Idle) | None if self.is_shared() => (verdict::OVERDUE, TOO_SLOW),
+            Some(End::Idle) | None => (E::ReadTimedout, TOO_SLOW),
         };
         Some(Error::explain(kind, why).into_up())
     }

@@ -10,6 +10,10 @@ use pingora_proxy::Session;
 use super::retry::Failure;
 use crate::reply::Refusal;
 
+/// The time was over on a connection to a backend that others share. A read time-out by Pingora's own name would mean to it
+/// that the connection hangs: it would give it no more streams. Everything else takes it for the time-out that it is.
+pub const OVERDUE: ErrorType = ErrorType::Custom("ReadTimedout");
+
 /// What the client is told when the last attempt ended in `error`; `None` when there is nobody left to tell.
 pub fn refusal(error: &Error, service: &str) -> Option<Refusal> {
     use ErrorType as E;
@@ -26,6 +30,7 @@ pub fn refusal(error: &Error, service: &str) -> Option<Refusal> {
             E::WriteError | E::WriteTimedout | E::ReadError | E::ConnectionClosed,
         ) => None,
         (ErrorSource::Downstream, _) => Some(Refusal::Malformed("the request is not well-formed")),
+        (ErrorSource::Upstream, kind) if *kind == OVERDUE => Some(Refusal::GatewayTimeout),
         (ErrorSource::Upstream, kind) => Some(match kind {
             E::ConnectTimedout | E::TLSHandshakeTimedout | E::ReadTimedout | E::WriteTimedout => {
                 Refusal::GatewayTimeout
@@ -83,10 +88,8 @@ pub fn blame(error: &Error, session: &Session, whole: bool, was_cut: bool, reuse
     if *error.esource() == ErrorSource::Upstream {
         // Pingora's own time-outs stand only where a connection is shared, and are met there when the backend does not
         // even take the request.
-        if matches!(
-            error.etype(),
-            ErrorType::ReadTimedout | ErrorType::WriteTimedout
-        ) {
+        let kind = error.etype();
+        if matches!(kind, ErrorType::ReadTimedout | ErrorType::WriteTimedout) || *kind == OVERDUE {
             return Blame::Instance(Failure::Timeout);
         }
         if was_not_processed(error) && !session.as_ref().retry_buffer_truncated() {
@@ -138,3 +141,20 @@ pub fn is_repeatable(session: &Session) -> bool {
 }
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_out_on_a_shared_connection_is_told_and_logged_as_any() {
+        let of = |kind: ErrorType| Error::explain(kind, "the answer came too slowly").into_up();
+        let (shared, own) = (of(OVERDUE), of(ErrorType::ReadTimedout));
+        assert_eq!(cause(&shared), cause(&own));
+        for error in [&shared, &own] {
+            let told = refusal(error, "s").map(|refusal| refusal.parts().status.as_u16());
+            assert_eq!(told, Some(504));
+        }
+        assert_ne!(shared.etype(), own.etype(), "Pingora is to tell them apart");
+    }
+}

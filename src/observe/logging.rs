@@ -19,6 +19,11 @@ pub fn init(settings: &LogSettings, sink: Sink) {
         .filter_module("api_gateway", level)
         // One line for each upload that a backend breaks off, or that we cut: the access line has it.
         .filter_module("pingora_proxy", level.min(LevelFilter::Error))
+        // A head that we have written ourselves (`reply::begin_for_http10`).
+        .filter_module(
+            "pingora_core::protocols::http::v1::server",
+            level.min(LevelFilter::Error),
+        )
         // Our own line tells an instance's health, with its service.
         .filter_module("pingora_load_balancing", level.min(LevelFilter::Error))
         // One line for each try to reach a node of a cluster: our own line says that it is away.

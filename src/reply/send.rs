@@ -111,6 +111,25 @@ pub async fn tell_to_continue(session: &mut Session) -> pingora::Result<()> {
     Ok(())
 }
 
+/// Begins an HTTP/2 backend's answer of unknown length to a client that knows no chunks, in which Pingora would write it:
+/// it ends with the connection (RFC 9112, section 6.3). Pingora finds the head written, and goes on with the body.
+pub async fn begin_for_http10(
+    session: &mut Session,
+    answer: &mut ResponseHeader,
+) -> pingora::Result<()> {
+    if session.req_header().version != Version::HTTP_10
+        || answer.version != Version::HTTP_2
+        || answer.headers.contains_key(CONTENT_LENGTH)
+    {
+        return Ok(());
+    }
+    session.set_keepalive(None);
+    answer.set_version(Version::HTTP_11);
+    let head = Box::new(answer.clone());
+    let written = session.write_response_header(head, false).await;
+    written.map_err(|e| e.into_down())
+}
+
 async fn write(
     session: &mut Session,
     ctx: &Ctx,

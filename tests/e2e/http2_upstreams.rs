@@ -128,6 +128,126 @@ fn a_slow_request_is_504_in_time_and_its_siblings_do_not_notice() {
 }
 
 #[test]
+fn slow_readers_whose_time_is_over_do_not_cost_the_others_their_connection() {
+    const PIECE: usize = 64 << 10;
+    let upstream = Http2Upstream::start(|seen| match &*seen.target {
+        "/s/large" => Play::Answer {
+            status: 200,
+            headers: Vec::new(),
+            pieces: vec![(Duration::from_millis(1), noise(PIECE).into()); 400],
+            trailers: Vec::new(),
+        },
+        _ => Play::ok("well"),
+    });
+    let gateway = conf(&upstream).route("timeout", "700ms").start();
+    assert_eq!(Request::get("/s/open").send_to(gateway.addr()).status, 200);
+    for turn in 1..=4 {
+        let mut slow = Client::to(gateway.addr()).connect();
+        slow.send(&Request::get("/s/large").bytes());
+        let since = Instant::now();
+        while slow.read_up_to(PIECE).len() == PIECE {
+            std::thread::sleep(Duration::from_millis(10)); // 6 MB a second, of 26
+        }
+        assert!(since.elapsed() < Duration::from_secs(4));
+        let reset = || upstream.seen().iter().filter(|s| s.reset.is_some()).count();
+        wait_until("the stream is reset", || reset() == turn);
+        assert_eq!(Request::get("/s/next").send_to(gateway.addr()).status, 200);
+    }
+    assert_eq!(upstream.connections(), 1, "for all of them");
+}
+
+#[test]
+fn an_http10_client_gets_a_body_without_a_length_until_the_connection_ends() {
+    let upstream = Http2Upstream::start(|seen| match &*seen.target {
+        "/s/sized" => Play::Answer {
+            status: 200,
+            headers: vec![("content-length", "4".to_owned())],
+            pieces: vec![(Duration::ZERO, "well".into())],
+            trailers: Vec::new(),
+        },
+        _ => Play::slow(&[
+            (Duration::ZERO, "we"),
+            (Duration::from_millis(50), "l"),
+            (Duration::from_millis(50), "l"),
+        ]),
+    });
+    let gateway = conf(&upstream).start();
+    for target in ["/s/pieces", "/s/sized"] {
+        let mut connection = Client::to(gateway.addr()).connect();
+        connection.send(&Request::get(target).http_1_0().bytes());
+        let answer = String::from_utf8(connection.read_to_end()).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        let head = head.to_ascii_lowercase();
+        assert!(head.starts_with("http/1.1 200"), "{head}");
+        assert!(!head.contains("transfer-encoding"), "{head}");
+        assert!(head.contains("connection: close"), "{head}");
+        assert!(head.contains("x-request-id"), "{head}");
+        assert_eq!(body, "well", "{target}");
+    }
+    let told = gateway.log_lines();
+    let told: Vec<&Value> = told.iter().filter(|line| line["level"] == "warn").collect();
+    assert!(told.is_empty(), "{told:?}");
+}
+
+/// What a client may do behind its request without having taken it back.
+#[derive(Clone, Copy, Debug)]
+enum Behind {
+    End,
+    AnotherRequest,
+}
+
+#[test]
+fn an_attempt_ends_in_time_whatever_its_client_did_behind_the_request() {
+    for behind in [Behind::End, Behind::AnotherRequest] {
+        let is_first = std::sync::atomic::AtomicBool::new(true);
+        let hangs = move || is_first.swap(false, std::sync::atomic::Ordering::SeqCst);
+        let hanging = Http2Upstream::start(move |_| match hangs() {
+            true => Play::Hang,
+            false => Play::ok("well"),
+        });
+        let gateway = conf(&hanging)
+            .top("timeouts", "{ attempt_cap: 300ms }")
+            .top("retry", "{ base_delay: 10ms, max_delay: 10ms }")
+            .start();
+        let since = Instant::now();
+        let mut connection = Client::to(gateway.addr()).connect();
+        let pay = Request::post("/s/pay").header("Idempotency-Key", "k");
+        connection.send(&pay.body("100").bytes());
+        wait_until("the first attempt is there", || !hanging.seen().is_empty());
+        match behind {
+            Behind::End => connection.finish_sending(),
+            Behind::AnotherRequest => connection.send(&Request::get("/s/next").bytes()),
+        }
+        let answer = connection.read_response();
+        assert_eq!(
+            (answer.status, &answer.body[..]),
+            (200, &b"well"[..]),
+            "{behind:?}"
+        );
+        let took = since.elapsed();
+        assert!(took < Duration::from_secs(3), "{behind:?}: {took:?}");
+        assert!(
+            connection.is_closed(),
+            "{behind:?}: what came early is sent again"
+        );
+        assert_eq!(hanging.seen().len(), 2, "{behind:?}");
+    }
+}
+
+#[test]
+fn a_read_whose_client_goes_is_dropped_at_a_shared_connection_as_well() {
+    let upstream = Http2Upstream::start(|_| Play::Hang);
+    let gateway = conf(&upstream).start();
+    let mut connection = Client::to(gateway.addr()).connect();
+    connection.send(&Request::get("/s/x").bytes());
+    wait_until("it is there", || !upstream.seen().is_empty());
+    drop(connection);
+    wait_until("the stream is reset", || {
+        upstream.seen()[0].reset == Some(Reason::CANCEL)
+    });
+}
+
+#[test]
 fn a_backend_that_does_not_take_a_body_is_to_blame() {
     let upstream = Http2Upstream::start(|_| Play::Hang);
     let gateway = conf(&upstream).route("timeout", "400ms").start();

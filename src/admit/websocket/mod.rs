@@ -123,8 +123,9 @@ impl Gateway {
             .and_then(|route| kind_of(route.idle_timeout, &answer.headers))
         else {
             ctx.place = None;
-            // It comes to its end, and so must its client.
-            if let Some(exchange) = &ctx.exchange {
+            // It comes to its end, and so must its client. On HTTP/2 each stream bounds its own waits.
+            let has_connection = session.as_ref().stream().is_some();
+            if let Some(exchange) = ctx.exchange.as_ref().filter(|_| has_connection) {
                 exchange.cut().watch_client(Instant::now());
             }
             return Ok(());

@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 use tokio::time::Sleep;
 
 use super::cut::Watched;
+use super::here::Here;
 use super::{Cut, Front, NOT_SOON, peer_address, shutting_down};
 use crate::admit::head2;
 use crate::admit::size::HeadLimits;
@@ -357,7 +358,7 @@ async fn answer(front: Arc<Front>, session: Session, cut: Arc<Cut>, shutdown: Sh
         timer,
         taking: None, // flow control: `Session` bounds each wait
     };
-    cut.clone().scope(requests).await;
+    Here::new(cut.clone(), None).scope(requests).await;
 }
 
 /// Resolves when there are some.

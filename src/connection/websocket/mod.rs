@@ -105,6 +105,10 @@ impl Link {
         let _ = self.terms.set(terms);
     }
 
+    pub fn is_open(&self) -> bool {
+        self.terms.get().is_some()
+    }
+
     /// Whether the client sent more than its request before it was answered. Nobody knows who would read that.
     pub fn is_early(&self) -> bool {
         self.is_early.load(SeqCst)

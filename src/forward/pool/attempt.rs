@@ -62,10 +62,6 @@ impl Attempt {
         peer
     }
 
-    pub fn is_shared(&self) -> bool {
-        self.pool.http2
-    }
-
     /// From now on the instance is at work.
     pub fn begins(&mut self, now: Instant) {
         self.since = now;

@@ -63,6 +63,8 @@ fn the_ends_close_it_themselves_and_the_log_says_how() {
     gateway.wait_metric(r#"streams_open{kind="websocket"}"#, |n| n == 0.0);
     let opened = gateway.metric(r#"downstream_requests_by_protocol_total{protocol="websocket"}"#);
     assert_eq!(opened, 2.0);
+    let other = gateway.metric(r#"downstream_requests_by_protocol_total{protocol="http/1.1"}"#);
+    assert_eq!(other, 0.0, "each counts once");
     let series = r#"http_requests_total{method="GET",route="/s/*",status_code="101"}"#;
     assert_eq!(gateway.metric(series), 2.0);
 }
@@ -370,4 +372,27 @@ fn nobody_has_more_open_than_is_allowed() {
     );
     assert!(gateway.metric(r#"rate_limit_hits_total{limit="streams"}"#) > 0.0);
     drop(held);
+}
+
+#[test]
+fn a_backend_of_a_shared_pool_may_be_silent_for_longer_than_its_route_has() {
+    let chat = Chat::start();
+    let gateway = in_front_of(&chat)
+        .service("http2", "true")
+        .route("timeout", "400ms")
+        .start();
+    let mut mute = open(gateway.addr(), "/s/mute", &[]);
+    let mut idle = open(gateway.addr(), "/s/a", &[]);
+    let since = Instant::now();
+    let mut sent = 0;
+    // Three times the route's time, and the quarter of a second that Pingora's own time-out is behind it.
+    while since.elapsed() < Duration::from_millis(1500) {
+        mute.send(Message::text("still there")).unwrap();
+        sent += 1;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    chat.wait_visit(0, |visit| visit.messages.len() == sent && !visit.over);
+    echoes(&mut idle, "hello");
+    idle.close(None).unwrap();
+    assert_eq!(closed_with(&mut idle), 1005);
 }
