@@ -158,7 +158,10 @@ impl Taking {
     }
 
     /// `acked`: of what was sent to a client that has something to take.
-    fn judge(&mut self, acked: Option<u64>, now: Instant) -> Result<(), TooSlow> {
+    ///
+    /// # Errors
+    /// When that grows too slowly.
+    pub(super) fn judge(&mut self, acked: Option<u64>, now: Instant) -> Result<(), TooSlow> {
         let Some(acked) = acked else {
             self.owes = None;
             return Ok(());

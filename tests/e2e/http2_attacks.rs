@@ -213,10 +213,80 @@ fn requests_that_are_none_end_their_connection_after_a_while() {
     let bad = [get("/s/x"), vec![("host", "b")]].concat();
     let attack = |round| vec![headers(2 * round + 1, END_STREAM | END_HEADERS, &bad)];
     let error = others_are_served_during(gateway.addr(), || until_it_ends(&mut raw, attack, 1000));
-    calm_or_silence(error);
+    // First it is told to ask no more.
+    assert!(
+        matches!(error, None | Some(NO_ERROR | ENHANCE_YOUR_CALM)),
+        "{error:?}"
+    );
     // Where they come faster than they are answered, it is their number that is too much.
     let ended = || gateway.metric(&closed("malformed")) + gateway.metric(&closed("excess"));
     wait_until("it is counted", || ended() == 1.0);
+}
+
+#[test]
+fn requests_that_are_none_do_not_take_the_others_on_their_connection_with_them() {
+    let upstream = Upstream::start();
+    let gateway = Conf::of(&[upstream.url()]).start();
+    upstream.hold();
+    let mut raw = Raw::connect(gateway.addr());
+    raw.frame(&headers(
+        1,
+        END_STREAM | END_HEADERS,
+        &get("/s/another-user"),
+    ));
+    wait_until("the request is there", || upstream.heads_seen() == 1);
+    let bad = [get("/s/x"), vec![("host", "b")]].concat();
+    let mut stream = 3;
+    // One after the other: their number is what is too much, not their speed.
+    while stream < 200 {
+        raw.frame(&headers(stream, END_STREAM | END_HEADERS, &bad));
+        let answer = raw.wait("an answer", |f| {
+            f.kind == GOAWAY || (f.stream == stream && f.kind == HEADERS)
+        });
+        if answer.kind == GOAWAY {
+            assert_eq!(answer.error(), Some(NO_ERROR));
+            break;
+        }
+        stream += 2;
+    }
+    assert!((120..200).contains(&stream), "{stream}");
+    raw.frame(&headers(
+        stream + 2,
+        END_STREAM | END_HEADERS,
+        &get("/s/late"),
+    ));
+    let refused = raw.wait("a refusal", |f| {
+        f.kind == RST_STREAM && f.stream == stream + 2
+    });
+    assert_eq!(refused.error(), Some(REFUSED_STREAM));
+    upstream.release();
+    let answer = raw.wait("the other user's answer", |f| {
+        f.kind == HEADERS && f.stream == 1
+    });
+    assert_eq!(answer.status(), Some(200));
+    assert!(raw.closes(Duration::from_secs(3)));
+    gateway.wait_metric(&closed("malformed"), |count| count == 1.0);
+    assert_eq!(upstream.count(), 1);
+}
+
+#[test]
+fn a_few_requests_that_are_none_now_and_then_end_nothing() {
+    let upstream = Upstream::start();
+    let gateway = Conf::of(&[upstream.url()]).start();
+    let mut raw = Raw::connect(gateway.addr());
+    let bad = [get("/s/x"), vec![("host", "b")]].concat();
+    for number in 0..66 {
+        if number >= 64 {
+            std::thread::sleep(Duration::from_millis(1100)); // what one more needs
+        }
+        let stream = 2 * number + 1;
+        raw.frame(&headers(stream, END_STREAM | END_HEADERS, &bad));
+        raw.wait("an answer", |f| f.kind == HEADERS && f.stream == stream);
+    }
+    raw.frame(&headers(201, END_STREAM | END_HEADERS, &get("/s/well")));
+    let answer = raw.wait("an answer", |f| f.kind == HEADERS && f.stream == 201);
+    assert_eq!(answer.status(), Some(200));
+    assert_eq!(gateway.metric(&closed("malformed")), 0.0);
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod grpc;
 mod http2;
 mod http2_attacks;
 mod http2_conformance;
+mod http2_ends;
 mod http2_upstreams;
 
 mod cors;

@@ -23,6 +23,8 @@ pub struct Meter {
     ends_block: bool,
     /// One was completed by the octets at hand.
     ended_block: bool,
+    /// Where in the octets at hand the first whole answer to a PING begins.
+    pong: Option<usize>,
     resets: Allowance,
     control: Allowance,
     windows: Allowance,
@@ -37,13 +39,24 @@ pub struct Signs {
     flood: AtomicU8,
     /// Milliseconds after `epoch`, from 1 on, since when a header block has not been complete; or 0.
     block_since: AtomicU64,
-    /// The connection has not looked at `block_since` since it was set.
+    /// The connection has not looked since `block_since` or `is_closing` was set.
     is_news: AtomicBool,
+    /// The client is told to ask no more here.
+    is_leaving: AtomicBool,
+    /// When h2 is to learn that it has heard us, like `block_since`.
+    pong_at: AtomicU64,
+    may_have_pong: AtomicBool,
+    /// Octets that the kernel has taken.
+    sent: AtomicU64,
+    /// Everything was said: nothing is missing but the client's end.
+    is_closing: AtomicBool,
+    /// That is not waited for any longer.
+    has_given_up: AtomicBool,
 }
 
 /// So many at once, and so many a second.
 #[derive(Debug)]
-struct Allowance {
+pub struct Allowance {
     left: u32,
     most: u32,
     per_second: u32,
@@ -51,14 +64,24 @@ struct Allowance {
 }
 
 const HEAD: usize = 9;
+
+/// The answer to a PING, in octets.
+pub const PONG: usize = HEAD + 8;
 const PREFACE: usize = 24;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const PING: u8 = 6;
+const ACK: u8 = 1;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
+
+/// h2 takes the answer to its PING for the last frame of a client that has not heard of its GOAWAY. Clients write such answers
+/// in front of what they had in their queue, so that it would come too late; nothing of it is lost when h2 learns of it
+/// this much later.
+const AFTER_PONG: Duration = Duration::from_millis(100);
 
 /// Octets that we send for which a client may send one WINDOW_UPDATE: who acknowledges every small frame is no attacker.
 const OCTETS_A_WINDOW: usize = 256;
@@ -74,6 +97,7 @@ impl Meter {
             in_block: false,
             ends_block: false,
             ended_block: false,
+            pong: None,
             // A page that is left cancels what it has asked for: a hundred at once.
             resets: Allowance::new(200, 20),
             // PING, SETTINGS, PRIORITY and what is unknown. gRPC measures its path with PINGs.
@@ -84,7 +108,8 @@ impl Meter {
 
     /// Follows the next octets.
     pub fn read(&mut self, mut octets: &[u8], signs: &Signs) {
-        let was_in_block = self.in_block;
+        let (was_in_block, all) = (self.in_block, octets.len());
+        self.pong = None;
         self.ended_block = false;
         while !octets.is_empty() {
             if self.skip > 0 {
@@ -103,6 +128,9 @@ impl Meter {
             if self.have == HEAD {
                 self.have = 0;
                 self.frame(signs);
+                if self.pong.is_none() && self.is_pong() && octets.len() >= self.skip {
+                    self.pong = (all - octets.len()).checked_sub(HEAD);
+                }
             }
         }
         match (was_in_block && !self.ended_block, self.in_block) {
@@ -110,6 +138,20 @@ impl Meter {
             (_, false) if was_in_block => signs.block_ends(),
             _ => {}
         }
+    }
+
+    /// Where in the octets that were read last an answer to a PING begins, if all of it is there.
+    pub fn pong(&self) -> Option<usize> {
+        self.pong
+    }
+
+    /// Whether another frame could stand here.
+    pub fn is_between_frames(&self) -> bool {
+        self.have == 0 && self.skip == 0 && !self.in_block
+    }
+
+    fn is_pong(&self) -> bool {
+        self.head[3] == PING && self.head[4] & ACK != 0 && self.skip == PONG - HEAD
     }
 
     /// So many octets were sent.
@@ -157,6 +199,12 @@ impl Signs {
             flood: AtomicU8::new(0),
             block_since: AtomicU64::new(0),
             is_news: AtomicBool::new(false),
+            is_leaving: AtomicBool::new(false),
+            pong_at: AtomicU64::new(0),
+            may_have_pong: AtomicBool::new(false),
+            sent: AtomicU64::new(0),
+            is_closing: AtomicBool::new(false),
+            has_given_up: AtomicBool::new(false),
         }
     }
 
@@ -177,6 +225,63 @@ impl Signs {
         self.is_news.swap(false, Relaxed) || self.flood().is_some()
     }
 
+    pub fn leaves(&self) {
+        self.is_leaving.store(true, Relaxed);
+    }
+
+    pub fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Relaxed)
+    }
+
+    /// The client has heard that we leave.
+    pub fn pong_came(&self) {
+        let at = (self.epoch.elapsed() + AFTER_PONG).as_millis() as u64;
+        self.pong_at.store(at.max(1), Relaxed);
+        self.is_news.store(true, Relaxed);
+    }
+
+    /// When [`Signs::release_pong`] is to be called.
+    pub fn pong_at(&self) -> Option<Instant> {
+        match self.pong_at.load(Relaxed) {
+            0 => None,
+            millis => Some(self.epoch + Duration::from_millis(millis)),
+        }
+    }
+
+    pub fn release_pong(&self) {
+        self.pong_at.store(0, Relaxed);
+        self.may_have_pong.store(true, Relaxed);
+    }
+
+    pub fn may_have_pong(&self) -> bool {
+        self.may_have_pong.load(Relaxed)
+    }
+
+    pub fn sent(&self, octets: usize) {
+        self.sent.fetch_add(octets as u64, Relaxed);
+    }
+
+    pub fn octets_sent(&self) -> u64 {
+        self.sent.load(Relaxed)
+    }
+
+    pub fn closes(&self) {
+        self.is_closing.store(true, Relaxed);
+        self.is_news.store(true, Relaxed);
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.is_closing.load(Relaxed)
+    }
+
+    pub fn give_up(&self) {
+        self.has_given_up.store(true, Relaxed);
+    }
+
+    pub fn has_given_up(&self) -> bool {
+        self.has_given_up.load(Relaxed)
+    }
+
     fn block_begins(&self) {
         let since = self.epoch.elapsed().as_millis() as u64;
         self.block_since.store(since.max(1), Relaxed);
@@ -191,7 +296,7 @@ impl Signs {
 // === impl Allowance ===
 
 impl Allowance {
-    fn new(most: u32, per_second: u32) -> Self {
+    pub fn new(most: u32, per_second: u32) -> Self {
         Self {
             left: most,
             most,
@@ -200,7 +305,7 @@ impl Allowance {
         }
     }
 
-    fn take(&mut self) -> bool {
+    pub fn take(&mut self) -> bool {
         if self.left == 0 {
             self.fill(Instant::now());
         }
@@ -273,6 +378,27 @@ mod tests {
             let is_open = after(&whole[..end], 1).block_since().is_some();
             assert_eq!(is_open, (HEAD..whole.len()).contains(&end), "{end}");
         }
+    }
+
+    #[test]
+    fn the_answer_to_a_ping_is_found_where_it_is_whole() {
+        let (before, pong) = (frame(DATA, 0, b"abc"), frame(PING, ACK, b"12345678"));
+        let all = [before.clone(), pong.clone(), before.clone()].concat();
+        let (mut meter, signs) = (Meter::new(), Signs::new(Instant::now()));
+        meter.read(&[0; PREFACE], &signs);
+        meter.read(&all, &signs);
+        assert_eq!(meter.pong(), Some(before.len()));
+        meter.read(&before, &signs);
+        assert_eq!(meter.pong(), None);
+        for split in 1..pong.len() {
+            meter.read(&pong[..split], &signs);
+            assert!(!meter.is_between_frames());
+            meter.read(&pong[split..], &signs);
+            assert_eq!(meter.pong(), None, "in two pieces: {split}");
+            assert!(meter.is_between_frames());
+        }
+        meter.read(&frame(PING, 0, b"12345678"), &signs);
+        assert_eq!(meter.pong(), None, "a question");
     }
 
     #[test]

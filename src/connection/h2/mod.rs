@@ -4,6 +4,7 @@
 
 mod body;
 mod meter;
+mod rest;
 mod session;
 mod wire;
 
@@ -33,9 +34,9 @@ use super::{Cut, Front, NOT_SOON, peer_address, shutting_down};
 use crate::admit::head2;
 use crate::admit::size::HeadLimits;
 use crate::config::{self, Problems};
-use crate::policies::Policies;
 use crate::reply::Refusal;
-use meter::Signs;
+use meter::{Allowance, Signs};
+use rest::{Look, Rest};
 use session::Session;
 use wire::Wire;
 
@@ -56,8 +57,11 @@ pub struct Http2Config {
 pub struct Http2 {
     builder: h2::server::Builder,
     max_streams: usize,
-    closed: [IntCounter; ENDED.len()],
+    closed: Closed,
 }
+
+/// Connections that we have ended, by [`Ended`].
+type Closed = Arc<[IntCounter; ENDED.len()]>;
 
 /// Why we end a connection that its client would have gone on with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,11 +95,12 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const SEND_BUFFER: usize = 64 << 10;
 
 /// Streams that h2 has to reset because they break the protocol, before it ends the connection. The same number of
-/// requests is refused as malformed.
+/// requests is refused as malformed, and [`FAULTS_A_SECOND`] more: a connection of a proxy has many users, for long.
 const FAULTS: usize = 64;
+const FAULTS_A_SECOND: u32 = 1;
 
 /// After a GOAWAY the last streams may still be on their way; a client that does not answer our PING is not waited for
-/// longer than this.
+/// longer than this, nor one that has everything and does not end its side.
 const GOODBYE: Duration = Duration::from_millis(500);
 
 /// For the GOAWAY of a connection that is ended to be sent.
@@ -145,7 +150,7 @@ impl Http2Config {
         enabled.then(|| Http2 {
             builder,
             max_streams: max_streams as usize,
-            closed: ENDED.map(|reason| closed.with_label_values(&[reason])),
+            closed: Arc::new(ENDED.map(|reason| closed.with_label_values(&[reason]))),
         })
     }
 }
@@ -175,19 +180,23 @@ impl Ended {
 /// A connection while it is served.
 struct Serving<'a> {
     front: &'a Arc<Front>,
-    /// Those in force when it began.
-    policies: &'a Policies,
-    http2: &'a Http2,
+    /// As the client was told.
+    max_streams: usize,
     connection: Connection<Wire, Bytes>,
     digest: Arc<Digest>,
     signs: Arc<Signs>,
     shutdown: ShutdownWatch,
     streams: JoinSet<()>,
-    /// Requests that were none.
-    malformed: usize,
+    /// For requests that are none.
+    malformed: Allowance,
+    /// Why it asks no more here, if we were not to be expected to end it.
+    ended: Option<Ended>,
+    rest: Rest,
+    /// At the last look some of what was sent was still on its way.
+    is_taking: bool,
     /// The first request has come.
     has_asked: bool,
-    /// Since when nothing is in flight.
+    /// Since when nothing is in flight, nor on its way.
     idle_since: Instant,
     /// Since when it is told to end.
     leaving_since: Option<Instant>,
@@ -195,10 +204,6 @@ struct Serving<'a> {
 
 /// Serves a connection until one of both sides ends it. `first` was read of it already.
 pub async fn serve(front: &Arc<Front>, stream: Stream, first: BytesMut, shutdown: ShutdownWatch) {
-    let policies = front.parts.in_force.load_full();
-    let Some(http2) = &policies.http2 else {
-        return;
-    };
     let now = Instant::now();
     let digest = Arc::new(Digest {
         ssl_digest: stream.get_ssl_digest(),
@@ -208,27 +213,39 @@ pub async fn serve(front: &Arc<Front>, stream: Stream, first: BytesMut, shutdown
     });
     let client = peer_address(&stream);
     let signs = Arc::new(Signs::new(now));
+    let rest = Rest::new(stream.id());
     let wire = Wire::new(stream, first, signs.clone());
-    let handshake = http2.builder.handshake::<_, Bytes>(wire);
-    let Ok(Ok(connection)) = timeout(policies.times.header, handshake).await else {
+    // Nothing of the snapshot is kept: the connection may outlive many.
+    let (handshake, limit, max_streams, closed) = {
+        let policies = front.parts.in_force.load();
+        let Some(http2) = &policies.http2 else {
+            return;
+        };
+        let handshake = http2.builder.handshake::<_, Bytes>(wire);
+        let closed = http2.closed.clone();
+        (handshake, policies.times.header, http2.max_streams, closed)
+    };
+    let Ok(Ok(connection)) = timeout(limit, handshake).await else {
         return;
     };
     let mut serving = Serving {
         front,
-        policies: &policies,
-        http2,
+        max_streams,
         connection,
         digest,
         signs,
         shutdown,
         streams: JoinSet::new(),
-        malformed: 0,
+        malformed: Allowance::new(FAULTS as u32, FAULTS_A_SECOND),
+        ended: None,
+        rest,
+        is_taking: false,
         has_asked: false,
         idle_since: now,
         leaving_since: None,
     };
     if let Some(ended) = serving.run().await {
-        http2.closed[ended as usize - 1].inc();
+        closed[ended as usize - 1].inc();
         front.tell_closed(ended.name(), client);
     }
     let Serving {
@@ -253,13 +270,12 @@ impl Serving<'_> {
                 () = shutting_down(&mut shutdown), if self.leaving_since.is_none() => self.leave(),
                 accepted = self.connection.accept() => match accepted {
                     Some(Ok((request, respond))) => {
-                        self.accept(request, respond);
-                        if self.malformed > FAULTS {
-                            return self.end(Ended::Malformed).await;
+                        if let Some(ended) = self.accept(request, respond) {
+                            return self.end(ended).await;
                         }
                     }
-                    Some(Err(e)) => return verdict(&e),
-                    None => return None,
+                    Some(Err(e)) => return self.ended.or(verdict(&e)),
+                    None => return self.ended,
                 },
                 Some(_) = self.streams.join_next(), if !self.streams.is_empty() => {
                     self.idle_since = Instant::now();
@@ -271,22 +287,52 @@ impl Serving<'_> {
             if let Some(flood) = self.signs.flood() {
                 return self.end(flood).await;
             }
-            if self.next_look() <= Instant::now() {
-                if self.signs.block_since().is_some() {
+            if self.signs.is_closing() && self.leaving_since.is_none() {
+                self.leaving_since = Some(Instant::now());
+            }
+            let now = Instant::now();
+            if self.signs.pong_at().is_some_and(|at| at <= now) {
+                self.signs.release_pong(); // `accept` finds it
+            }
+            if self.next_look() <= now {
+                if self.signs.block_since().is_some() && !self.signs.is_closing() {
                     return self.end(Ended::SlowHead).await;
                 }
-                self.say(Reason::NO_ERROR).await;
-                return None;
+                if self.is_over(now) {
+                    self.say(Reason::NO_ERROR).await;
+                    return self.ended;
+                }
             }
         }
     }
 
+    /// Nothing has happened for long enough. Whether the connection ends now: not while its client still takes what was sent.
+    fn is_over(&mut self, now: Instant) -> bool {
+        let in_h2 = self.connection.has_streams();
+        let look = self
+            .rest
+            .look(in_h2, self.signs.octets_sent(), &self.front.times(), now);
+        let was_taking = std::mem::replace(&mut self.is_taking, look == Look::Taking);
+        if self.is_taking || (was_taking && look == Look::AllTaken) {
+            self.idle_since = now;
+            return false;
+        }
+        // Where h2 has said everything it comes to its end by itself, and with its own reason.
+        let waits_for_end = self.signs.is_closing() && !self.signs.has_given_up();
+        if waits_for_end {
+            self.signs.give_up();
+        }
+        !waits_for_end
+    }
+
     /// When something is over: a header block's time, or that of a connection on which nothing happens.
     fn next_look(&self) -> Instant {
-        let times = &self.policies.times;
+        let times = self.front.times();
         let block = self.signs.block_since().map(|since| since + times.header);
-        let quiet = self.streams.is_empty().then(|| match self.leaving_since {
+        let is_quiet = self.streams.is_empty() || self.signs.is_closing();
+        let quiet = is_quiet.then(|| match self.leaving_since {
             Some(leaving) => self.idle_since.max(leaving) + GOODBYE,
+            None if self.is_taking => self.idle_since + GOODBYE,
             None if self.has_asked => self.idle_since + times.idle,
             None => self.idle_since + times.header,
         });
@@ -295,7 +341,8 @@ impl Serving<'_> {
     }
 
     fn set(&self, timer: Pin<&mut Sleep>) {
-        let at = self.next_look();
+        let look = self.next_look();
+        let at = self.signs.pong_at().map_or(look, |at| at.min(look));
         if timer.deadline().into_std() != at {
             timer.reset(at.into());
         }
@@ -304,36 +351,52 @@ impl Serving<'_> {
     /// Tells the client to ask no more here (RFC 9113, section 6.8): what it has sent meanwhile is still served.
     fn leave(&mut self) {
         self.leaving_since = Some(Instant::now());
+        self.signs.leaves();
         self.connection.graceful_shutdown();
     }
 
-    fn accept(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    /// Returns why the connection has to end at once, if it has to.
+    fn accept(
+        &mut self,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) -> Option<Ended> {
         self.front.parts.requests.http2.inc();
         self.has_asked = true;
-        while self.streams.try_join_next().is_some() {} // what is over is no work
+        while self.streams.try_join_next().is_some() {
+            self.idle_since = Instant::now(); // what is over is no work
+        }
         // A stream that its client has reset may still have work to finish: that is no way to more work than allowed.
-        if self.streams.len() >= 2 * self.http2.max_streams {
+        if self.ended.is_some() || self.streams.len() >= 2 * self.max_streams {
             respond.send_reset(Reason::REFUSED_STREAM);
-            return;
+            return self.ended.filter(|_| !self.malformed.take());
         }
         let (head, body) = request.into_parts();
         let (method, is_grpc) = (head.method.clone(), crate::reply::is_grpc(&head.headers));
-        let limits = self.front.parts.in_force.load().head;
-        match head2::judge(head, &limits) {
+        let policies = self.front.parts.in_force.load_full();
+        match head2::judge(head, &policies.head) {
             Ok(head) => {
                 let (front, shutdown) = (self.front.clone(), self.shutdown.clone());
                 let (cut, digest) = (Cut::new(Instant::now()), self.digest.clone());
-                let rate = self.policies.times.rate;
+                let rate = policies.times.rate;
                 let session = Session::new(head, body, respond, digest, cut.clone(), rate);
-                self.streams.spawn(answer(front, session, cut, shutdown));
+                let here = Here::new(cut.clone(), Some(policies));
+                let answer = here.scope(answer(front, session, cut, shutdown));
+                self.streams.spawn(answer);
             }
             Err(fault) => {
                 let refusal = Refusal::from(fault);
-                self.malformed += usize::from(matches!(refusal, Refusal::Malformed(_)));
                 self.front
                     .refuse_stream(respond, &refusal, &method, is_grpc, &self.digest);
+                if matches!(refusal, Refusal::Malformed(_)) && !self.malformed.take() {
+                    // What is under way may be another user's. Who goes on asking all the same is not waited for.
+                    self.ended = Some(Ended::Malformed);
+                    self.malformed = Allowance::new(FAULTS as u32, 0);
+                    self.leave();
+                }
             }
         }
+        None
     }
 
     async fn end(&mut self, ended: Ended) -> Option<Ended> {
@@ -358,7 +421,7 @@ async fn answer(front: Arc<Front>, session: Session, cut: Arc<Cut>, shutdown: Sh
         timer,
         taking: None, // flow control: `Session` bounds each wait
     };
-    Here::new(cut.clone(), None).scope(requests).await;
+    requests.await;
 }
 
 /// Resolves when there are some.
