@@ -10,13 +10,14 @@ mod problems;
 mod tree;
 mod units;
 
+pub use bounds::contents;
 pub use diff::Diff;
 pub use environment::Environment;
 #[cfg(any(fuzzing, test))]
 pub use load::parse;
 pub use load::{REFERENCE, Source, load};
 pub use problems::Problems;
-pub use tree::{Tree, tree, with_content};
+pub use tree::{Tree, tree, with_content, with_file};
 pub use units::{Bytes, Duration, Secret};
 
 use std::collections::BTreeMap;

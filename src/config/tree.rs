@@ -3,11 +3,14 @@
 //!
 //! No secret stands in it, only a mark by which this process, and no other, tells it from another.
 
+use std::path::Path;
+
 use once_cell::sync::Lazy;
 use serde::{Serialize, Serializer};
 use serde_yaml::Value;
+use zeroize::Zeroizing;
 
-use super::File;
+use super::{File, bounds};
 
 /// A whole configuration as a tree. Its values are compared, not shown.
 #[derive(Clone, PartialEq)]
@@ -26,12 +29,26 @@ pub fn tree(config: &impl Serialize) -> Value {
 }
 
 /// For keys that name a file: what it holds counts as well. A key may also hold the text itself.
-pub fn with_content<S: Serializer>(file: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
-    let content = file.as_ref().map(|file| match std::fs::read(file) {
-        Ok(content) => (mark(file.as_bytes()), mark(&content)),
-        Err(_) => (mark(file.as_bytes()), 0),
-    });
-    content.serialize(to)
+pub fn with_content<P: AsRef<Path>, S: Serializer>(
+    file: &Option<P>,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    file.as_ref().map(marks).serialize(to)
+}
+
+/// The same for a key that must name one.
+pub fn with_file<P: AsRef<Path>, S: Serializer>(file: &P, to: S) -> Result<S::Ok, S::Error> {
+    marks(file).serialize(to)
+}
+
+/// Of its name, and of what it holds.
+fn marks(file: impl AsRef<Path>) -> (u64, u64) {
+    let file = file.as_ref();
+    let content = bounds::contents(file).map(Zeroizing::new);
+    (
+        mark(file.as_os_str().as_encoded_bytes()),
+        content.map_or(0, |content| mark(&content)),
+    )
 }
 
 /// A seeded hash: outside of this process it says nothing.

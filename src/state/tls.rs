@@ -97,7 +97,7 @@ fn identity(
 }
 
 fn read(place: &'static str, file: &str, problems: &mut Problems) -> Option<Vec<u8>> {
-    std::fs::read(file)
+    config::contents(file)
         .inspect_err(|e| problems.add(place, format!("`{file}` cannot be read: {e}")))
         .ok()
 }

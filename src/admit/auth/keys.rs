@@ -1,13 +1,15 @@
 //! The keys that tokens are verified with. Each has one algorithm, fixed when it is read: a token's `alg` never
 //! chooses what kind of key it is checked with (RFC 8725, section 3.1).
 
+use std::io;
+
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use once_cell::sync::OnceCell;
 
 use super::JwtConfig;
-use crate::config::{Problems, Secret, Stage};
+use crate::config::{self, Problems, Secret, Stage};
 
 /// In characters, as documented: 256 bits if they are random.
 pub const SHORTEST_SECRET: usize = 32;
@@ -121,7 +123,8 @@ fn public_key(text: &str, issuer: &str) -> Result<VerifyingKey, String> {
         // Environment files cannot hold line breaks; they carry `\n` instead.
         text.replace("\\n", "\n")
     } else {
-        std::fs::read_to_string(text)
+        config::contents(text)
+            .and_then(|pem| String::from_utf8(pem).map_err(io::Error::other))
             .map_err(|e| format!("is neither PEM nor the path of a readable file: {e}"))?
     };
     let pem = pem.as_bytes();

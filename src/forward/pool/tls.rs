@@ -158,7 +158,7 @@ fn fits((certs, key): &(Vec<CertificateDer<'_>>, PrivateKeyDer<'_>)) -> bool {
 
 /// As DER. `None`: one of them is not a certificate to Pingora, which would end the process over it.
 fn certificates(file: &str) -> Option<Vec<Vec<u8>>> {
-    let pem = std::fs::read(file).ok()?;
+    let pem = config::contents(file).ok()?;
     let blocks = x509_parser::pem::Pem::iter_from_buffer(&pem);
     let ders = blocks
         .map(|block| block.ok().map(|pem| pem.contents))
@@ -172,7 +172,7 @@ fn are_certificates(ders: &[Vec<u8>]) -> bool {
 }
 
 fn readable(file: &str) -> Result<(), String> {
-    std::fs::File::open(file)
+    config::contents(file)
         .map(drop)
         .map_err(|e| format!("`{file}` cannot be read: {e}"))
 }

@@ -23,7 +23,9 @@ pub struct TlsConfig {
 #[serde(deny_unknown_fields)]
 pub struct CertificateConfig {
     /// Our own first, then those of who signed it.
+    #[serde(serialize_with = "config::with_file")]
     pub certificate: PathBuf,
+    #[serde(serialize_with = "config::with_file")]
     pub key: PathBuf,
 }
 
@@ -32,6 +34,7 @@ pub struct CertificateConfig {
 pub struct ClientConfig {
     pub mode: ClientMode,
     /// PEM: who signs clients' certificates.
+    #[serde(serialize_with = "config::with_content")]
     pub ca: Option<PathBuf>,
 }
 

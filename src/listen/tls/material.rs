@@ -1,7 +1,6 @@
 //! What the files of `tls` hold: certificates with their keys and names, and who signs the clients'.
 
 use std::fmt;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::config::Settings;
 use super::names::Names;
+use crate::config;
 
 /// A fault, and the place of the key that names the file.
 pub type Fault = (String, String);
@@ -42,9 +42,6 @@ struct Certificate {
     /// Seconds since 1970.
     not_after: i64,
 }
-
-/// More than this is no file of certificates.
-const MOST: u64 = 1 << 20;
 
 impl Material {
     /// # Errors
@@ -173,11 +170,7 @@ fn roots(file: &Path) -> Result<(RootCertStore, Zeroizing<Vec<u8>>), String> {
 }
 
 fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    let read = || match std::fs::metadata(file)?.len() {
-        MOST.. => Err(io::Error::other("it is larger than 1 MiB")),
-        _ => std::fs::read(file),
-    };
-    read()
+    config::contents(file)
         .map(Zeroizing::new)
         .map_err(|e| format!("`{}` cannot be read: {e}", file.display()))
 }
