@@ -15,7 +15,6 @@ const RELOADED: &[&str] = &[
     "server.min_body_rate",
     "server.keepalive_drain",
     "server.http2",
-    "server.public_host",
     "server.watch",
     "tls",
     "ops.allow",
@@ -45,6 +44,10 @@ const RELOADED: &[&str] = &[
 /// But not these, which are below one of them.
 const NOT_RELOADED: &[&str] = &["limits.max_keys"];
 
+/// Neither this, when the first certificate comes or the last one goes: listeners with TLS are bound at the start, and
+/// what they show goes with them.
+const WITH_LISTENERS: &str = "tls";
+
 /// Mappings from names that the operator chose: an entry comes, goes or changes.
 const NAMED: &[&str] = &[
     "roles",
@@ -63,6 +66,8 @@ pub struct Diff {
     changes: Vec<Change>,
     /// Keys, from the root.
     needs_restart: Vec<Vec<String>>,
+    /// Certificates stand in one of the two alone.
+    tls_comes_or_goes: bool,
 }
 
 /// One difference.
@@ -82,7 +87,10 @@ enum What {
 
 impl Diff {
     pub fn between(old: &Tree, new: &Tree) -> Self {
-        let mut diff = Self::default();
+        let mut diff = Self {
+            tls_comes_or_goes: has_certificates(&old.0) != has_certificates(&new.0),
+            ..Self::default()
+        };
         diff.look(&[], Some(&old.0), Some(&new.0));
         diff
     }
@@ -134,7 +142,7 @@ impl Diff {
                     }
                 }
             }
-            _ if is_reloaded(&place) => self.changes.push(Change {
+            _ if self.is_reloaded(&place) => self.changes.push(Change {
                 place,
                 what: What::Changed(Vec::new()),
             }),
@@ -143,6 +151,12 @@ impl Diff {
                 self.needs_restart.push(key);
             }
         }
+    }
+
+    fn is_reloaded(&self, place: &str) -> bool {
+        RELOADED.iter().any(|key| is_below(place, key))
+            && !NOT_RELOADED.iter().any(|key| is_below(place, key))
+            && !(self.tls_comes_or_goes && is_below(place, WITH_LISTENERS))
     }
 
     fn look_at_entry(&mut self, place: String, old: Option<&Value>, new: Option<&Value>) {
@@ -214,13 +228,18 @@ impl fmt::Display for Change {
     }
 }
 
-fn is_reloaded(place: &str) -> bool {
-    let is_below = |key: &&str| {
-        place
-            .strip_prefix(*key)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
-    RELOADED.iter().any(is_below) && !NOT_RELOADED.iter().any(is_below)
+/// Whether it is this key, or stands below it.
+fn is_below(place: &str, key: &str) -> bool {
+    place
+        .strip_prefix(key)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+fn has_certificates(tree: &Value) -> bool {
+    let certificates = tree.get("tls").and_then(|tls| tls.get("certificates"));
+    certificates
+        .and_then(Value::as_sequence)
+        .is_some_and(|list| !list.is_empty())
 }
 
 fn changed_keys(old: Option<&Value>, new: Option<&Value>) -> Vec<String> {
