@@ -27,6 +27,13 @@ pub struct Watch {
     pub logger: Arc<Logger>,
 }
 
+/// What was looked at: which of the settings that were in force one after the other, and their files.
+#[derive(Default, PartialEq)]
+struct Seen {
+    generation: u64,
+    stamps: Vec<Stamp>,
+}
+
 /// What changes with a file: device and inode, size, and when it was written.
 type Stamp = Option<(u64, u64, u64, i64, i64, i64, i64)>;
 
@@ -34,7 +41,7 @@ type Stamp = Option<(u64, u64, u64, i64, i64, i64, i64)>;
 impl BackgroundService for Watch {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         // What was read before the first look may have changed since: it is read once more.
-        let mut seen = Vec::new();
+        let mut seen = Seen::default();
         loop {
             tokio::select! {
                 () = tokio::time::sleep(EVERY) => {}
@@ -48,23 +55,25 @@ impl BackgroundService for Watch {
     }
 }
 
-/// Takes up what the files hold when it is new. Gives the stamps of the files that were looked at.
-fn look(tls: &Tls, logger: &Logger, before: Vec<Stamp>) -> Vec<Stamp> {
+/// Takes up what the files hold when it is new. Gives what was looked at.
+fn look(tls: &Tls, logger: &Logger, before: Seen) -> Seen {
     let (settings, generation) = {
         let source = tls.source.lock();
         (source.settings.clone(), source.generation)
     };
     // Before the files are read: one that changes in between is read again.
     let stamps: Vec<Stamp> = files(&settings).map(stamp).collect();
-    if stamps == before {
-        return stamps;
+    // A reload has read its files before it puts them in force: what it installs after a look is looked at once more.
+    let seen = Seen { generation, stamps };
+    if seen == before {
+        return seen;
     }
     match Material::read(&settings) {
         Ok(material) => {
             let mut source = tls.source.lock();
-            // A reload that came meanwhile has read them itself.
+            // What a reload has installed meanwhile may name other files; the next look is at these.
             if source.digest == material.digest || source.generation != generation {
-                return stamps;
+                return seen;
             }
             tls.replace(&mut source, Loaded { settings, material });
             logger.write(log::Level::Info, |line| {
@@ -90,7 +99,7 @@ fn look(tls: &Tls, logger: &Logger, before: Vec<Stamp>) -> Vec<Stamp> {
             });
         }
     }
-    stamps
+    seen
 }
 
 fn files(settings: &Settings) -> impl Iterator<Item = &Path> {
