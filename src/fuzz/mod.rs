@@ -10,7 +10,7 @@ mod http;
 mod venues;
 
 pub use callers::{api_key, refresh_body, token};
-pub use configuration::{config, environment};
+pub use configuration::{compiled, config, environment};
 pub use http::{chunks, head, path};
 pub use venues::{form, json, segment};
 

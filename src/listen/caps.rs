@@ -12,8 +12,8 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
-use crate::admit::address::TrustedProxies;
 use crate::observe::access_log::Logger;
+use crate::policies::InForce;
 
 /// Why a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +33,8 @@ pub struct Caps {
     open: IntGauge,
     max: i64,
     per_address: Option<Addresses>,
-    /// Their connections carry many clients.
-    trusted: TrustedProxies,
+    /// Connections of the proxies that are trusted carry many clients.
+    in_force: InForce,
     pub refusals: Refusals,
 }
 
@@ -86,14 +86,14 @@ impl Caps {
         open: IntGauge,
         max: u32,
         per_address: u32,
-        trusted: TrustedProxies,
+        in_force: InForce,
         refusals: Refusals,
     ) -> Self {
         Self {
             open,
             max: i64::from(max),
             per_address: (per_address > 0).then(|| Addresses::new(per_address)),
-            trusted,
+            in_force,
             refusals,
         }
     }
@@ -115,8 +115,9 @@ impl Caps {
         Ok(visit)
     }
 
-    pub fn trusts(&self, address: IpAddr) -> bool {
-        self.trusted.trusts(address.to_canonical())
+    fn trusts(&self, address: IpAddr) -> bool {
+        let policies = self.in_force.load();
+        policies.trusted.trusts(address.to_canonical())
     }
 }
 
@@ -238,6 +239,7 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz;
     use crate::observe::sink::Sink;
     use prometheus::Opts;
 
@@ -250,9 +252,15 @@ mod tests {
         let sink = Sink::open(Some("/dev/null".as_ref())).unwrap();
         let counters = IntCounterVec::new(Opts::new("refused", "refused"), &["reason"]).unwrap();
         let refusals = Refusals::new(&counters, Arc::new(Logger::new(&settings, sink)));
-        let trusted = TrustedProxies::new(vec!["10.9.0.0/16".parse().unwrap()]);
+        let compiled = fuzz::compiled(
+            "server: { trusted_proxies: [10.9.0.0/16] }
+services: { s: { url: 'http://a:1' } }
+routes: [{ path: /a, service: s, auth: public }]",
+        );
+        let policies = compiled.unwrap().into_policies();
+        let in_force = Arc::new(arc_swap::ArcSwap::from_pointee(policies));
         let open = IntGauge::new("open", "open").unwrap();
-        Arc::new(Caps::new(open, max, per_address, trusted, refusals))
+        Arc::new(Caps::new(open, max, per_address, in_force, refusals))
     }
 
     fn visit(caps: &Arc<Caps>, address: &str) -> Result<Visit, Reason> {

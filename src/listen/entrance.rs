@@ -13,14 +13,15 @@ use super::caps::{Caps, Reason, Visit};
 use super::proxy_protocol::{self, Progress};
 use super::socket::{NOBODY, Socket, Wire};
 use super::tls::{Tls, Unfinished};
+use crate::policies::InForce;
 
 /// What a listener asks of its connections.
 #[derive(Default)]
 pub struct Entrance {
     /// `None`: they are not counted, as on the private listener.
     pub caps: Option<Arc<Caps>>,
-    /// They begin with a PROXY header, which may take so long.
-    pub proxy_header: Option<Duration>,
+    /// They begin with a PROXY header: who is believed, and how long it may take, the policies in force say.
+    pub proxy_header: Option<InForce>,
     pub tls: Option<Arc<Tls>>,
 }
 
@@ -75,9 +76,15 @@ impl Entrance {
             return Ok(None);
         };
         let mut visit = caps.enter()?;
-        match (self.proxy_header, peer) {
+        let is_trusted = |policies: &InForce, proxy: SocketAddr| {
+            let policies = policies.load();
+            policies.trusted.trusts(proxy.ip().to_canonical())
+        };
+        match (&self.proxy_header, peer) {
             (None, Some(peer)) => visit.is_of(peer.ip())?,
-            (Some(_), Some(proxy)) if !caps.trusts(proxy.ip()) => return Err(Reason::ProxyHeader),
+            (Some(policies), Some(proxy)) if !is_trusted(policies, proxy) => {
+                return Err(Reason::ProxyHeader);
+            }
             // Its client is not known yet, or never will be.
             _ => {}
         }
@@ -122,9 +129,10 @@ impl Entrance {
         client: &mut Option<SocketAddr>,
         visit: &mut Option<Visit>,
     ) -> Result<(), Refused> {
-        let Some(patience) = self.proxy_header else {
+        let Some(policies) = &self.proxy_header else {
             return Ok(());
         };
+        let patience = policies.load().times.header;
         let refused = |reason, why: &str| Refused {
             reason,
             why: why.to_owned(),

@@ -2,13 +2,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use ipnet::IpNet;
 use pingora::server::Server;
 
 use super::Process;
-use crate::admit::address::TrustedProxies;
 use crate::connection::{Front, Redirect};
 use crate::listen::tls::{Loaded, Tls};
 use crate::listen::{
@@ -16,6 +13,7 @@ use crate::listen::{
 };
 use crate::observe::access_log::Logger;
 use crate::ops::Private;
+use crate::policies::InForce;
 
 /// What the configuration says of them.
 pub struct Entrances {
@@ -23,9 +21,6 @@ pub struct Entrances {
     pub redirect_port: u16,
     /// What https listeners show; `None` where there is none.
     pub tls: Option<Loaded>,
-    pub trusted_proxies: Vec<IpNet>,
-    /// For a PROXY header.
-    pub header_timeout: Duration,
 }
 
 impl Entrances {
@@ -37,6 +32,7 @@ impl Entrances {
         self,
         server: &mut Server,
         front: Arc<Front>,
+        in_force: &InForce,
         keeper: &Arc<Doors>,
         process: &Process,
     ) -> Result<Option<Arc<Tls>>, String> {
@@ -56,8 +52,6 @@ impl Entrances {
                 },
             redirect_port,
             tls,
-            trusted_proxies,
-            header_timeout,
         } = self;
         let not_after = metrics.certificate_not_after.clone();
         let tls = tls.map(|loaded| Arc::new(Tls::new(loaded, &metrics.tls_handshakes, not_after)));
@@ -65,7 +59,7 @@ impl Entrances {
             metrics.connections.clone(),
             max,
             per_address,
-            TrustedProxies::new(trusted_proxies),
+            in_force.clone(),
             Refusals::new(&metrics.connections_refused, logger.clone()),
         ));
         let (mut doors, mut redirects) = (Vec::new(), Vec::new());
@@ -76,7 +70,7 @@ impl Entrances {
                 protocol,
                 entrance: Entrance {
                     caps: Some(caps.clone()),
-                    proxy_header: wanted.proxy_protocol.then_some(header_timeout),
+                    proxy_header: wanted.proxy_protocol.then(|| in_force.clone()),
                     tls: tls.clone().filter(|_| protocol == Protocol::Https),
                 },
             };

@@ -245,7 +245,8 @@ pub fn compile(
     let (process, before) = match purpose {
         Purpose::Start { settings, sink } => {
             let logger = Logger::new(settings, sink);
-            match Process::begin(stage, logger, redis, threads, limits.max_keys, p) {
+            let limit = shutdown_timeout.0;
+            match Process::begin(stage, limit, logger, redis, threads, limits.max_keys, p) {
                 Some(process) => (Arc::new(process), None),
                 None => return Err(problems),
             }
@@ -286,7 +287,8 @@ pub fn compile(
         before: before.map(|before| &*before.pools),
     };
     let pools = Arc::new(Pools::compile(services, timeouts, &parts, p));
-    let streams = streams.compile(shutdown_timeout, p);
+    // That of the process: what the file says of it needs a restart.
+    let streams = streams.compile(process.shutdown_timeout, p);
     let parts = auth::Parts {
         stage: *stage,
         roles: &roles,
@@ -332,8 +334,6 @@ pub fn compile(
         listeners: config.compile(p),
         redirect_port,
         tls,
-        trusted_proxies: trusted_proxies.clone(),
-        header_timeout: header_timeout.0,
     };
     problems.none_or(())?;
 

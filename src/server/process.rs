@@ -1,6 +1,7 @@
 //! What lives as long as the process, whatever is reloaded: what was counted, spent, remembered and revoked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use pingora::services::background::BackgroundService;
@@ -26,6 +27,8 @@ use crate::state::{
 
 pub struct Process {
     pub stage: Stage,
+    /// For what is in flight at its end, in which streams have their grace.
+    pub shutdown_timeout: Duration,
     pub metrics: Arc<Metrics>,
     pub logger: Arc<Logger>,
     pub life: Arc<Life>,
@@ -50,6 +53,7 @@ impl Process {
     /// `threads` serve requests; the limits of `max_keys` are remembered.
     pub fn begin(
         stage: Stage,
+        shutdown_timeout: Duration,
         logger: Logger,
         redis: RedisConfig,
         threads: usize,
@@ -92,6 +96,7 @@ impl Process {
         );
         Some(Self {
             stage,
+            shutdown_timeout,
             unmatched: Arc::new(metrics.http.route(UNMATCHED)),
             metrics,
             logger: Arc::new(logger),

@@ -100,7 +100,7 @@ pub fn run(origin: Origin, compiled: Compiled, sink: Sink, start: Start) -> Resu
     let connections = process.metrics.connections.clone();
     let proxy = pingora_proxy::http_proxy(&server.configuration, gateway);
     let front = Arc::new(Front::new(proxy, front));
-    let tls = entrances.open(&mut server, front, &doors, &process)?;
+    let tls = entrances.open(&mut server, front, &in_force, &doors, &process)?;
     let mut tasks = process.take_tasks();
     tasks.extend(tls.clone().map(|tls| {
         let logger = logger.clone();

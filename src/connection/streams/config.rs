@@ -34,7 +34,7 @@ impl Default for StreamsConfig {
 
 impl StreamsConfig {
     /// `shutdown_timeout`: when all that is open is cut. WebSockets are told before that.
-    pub fn compile(self, shutdown_timeout: Time, problems: &mut Problems) -> StreamLimits {
+    pub fn compile(self, shutdown_timeout: Duration, problems: &mut Problems) -> StreamLimits {
         let Self {
             per_user,
             drain_grace,
@@ -46,7 +46,7 @@ impl StreamsConfig {
             per_user,
             drain_grace: drain_grace
                 .0
-                .min(shutdown_timeout.0.saturating_sub(TO_CLOSE + TO_CLOSE / 2)),
+                .min(shutdown_timeout.saturating_sub(TO_CLOSE + TO_CLOSE / 2)),
         }
     }
 }
