@@ -16,8 +16,8 @@ use tokio::sync::oneshot;
 use super::memory::Parcel;
 use super::wire::{Broken, Frame, Wire};
 use super::{
-    Clock, END, FAILED, Failed, HELLO, Hello, LISTENERS, MARK, Memory, PROTOCOL, READY, Ready,
-    SERVING,
+    Clock, END, FAILED, Failed, HELLO, Hello, KNOWN, LISTENERS, MARK, Memory, PROTOCOL, READY,
+    Ready, SERVING,
 };
 use crate::admit::limits::Mark;
 use crate::listen::Doors;
@@ -134,6 +134,9 @@ impl Upgrades {
                     &pid.to_string(),
                 );
                 self.outcomes.with_label_values(&["ok"]).inc();
+                if let Some(control) = &self.control {
+                    control.withdraw();
+                }
                 let child = self.child.lock().take();
                 if let (true, Some(child)) = (self.life.replaced(), child) {
                     // The signal was meant for whoever serves. One that has ended needs none.
@@ -142,6 +145,9 @@ impl Upgrades {
             }
             Err(why) => {
                 self.doors.resume();
+                if let Some(control) = &self.control {
+                    control.restore();
+                }
                 self.say_failed(why);
                 self.life.upgrade_failed();
             }
@@ -160,6 +166,9 @@ impl Upgrades {
             .spawn()
             .map_err(|e| format!("{} cannot be started: {e}", path.display()))?;
         let pid = child.id();
+        if let Some(control) = &self.control {
+            control.keep();
+        }
         *self.child.lock() = Some(child);
         self.say(
             log::Level::Info,
@@ -178,6 +187,7 @@ impl Upgrades {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             listeners: self.doors.keys(),
             has_control: self.control.is_some(),
+            confirms: true,
         };
         wire.send(HELLO, &hello, deadline)
             .map_err(Failure::before("was ready"))?;
@@ -192,6 +202,9 @@ impl Upgrades {
         self.pass_on(wire, &parcel, deadline)
             .map_err(Failure::before("had everything"))?;
         let _: () = self.await_word(wire, SERVING, deadline, "served")?;
+        // From here on there is no way back, unless it is gone already.
+        wire.send(KNOWN, &(), deadline)
+            .map_err(Failure::before("could be told"))?;
         log::info!("upgrade: nobody was let in for {:?}", paused.elapsed());
         Ok(mark)
     }

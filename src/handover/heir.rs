@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use super::memory::Taken;
 use super::wire::{Broken, Wire};
 use super::{
-    END, FAILED, Failed, HELLO, Hello, LISTENERS, MARK, Memory, PROTOCOL, READY, Ready, SERVING,
+    END, FAILED, Failed, HELLO, Hello, KNOWN, LISTENERS, MARK, Memory, PROTOCOL, READY, Ready,
+    SERVING,
 };
 use crate::listen::{Doors, Key};
 
@@ -29,6 +30,9 @@ pub struct Succession {
 
 /// The old process is there, or it is not: its first word is on its way already.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
+
+/// Longer than the old process waits for this one: it ends this one then.
+const KNOWN_LIMIT: Duration = Duration::from_secs(15);
 
 /// The old process has its own, shorter limits; this is only a last stop.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -138,11 +142,23 @@ impl Heir {
         Ok(taken)
     }
 
-    /// The old process may drain.
+    /// The old process may drain. Returns when it knows, and does not end this one any more; or is gone.
     pub fn serves(&self) {
-        let told = self.0.wire.send(SERVING, &(), Instant::now() + HELLO_LIMIT);
-        if let Err(e) = told {
-            log::warn!("upgrade: the old process cannot be told that this one serves: {e}");
+        if let Err(e) = self.say_serving() {
+            log::warn!("upgrade: whether the old process knows that this one serves is open: {e}");
+        }
+    }
+
+    fn say_serving(&self) -> Result<(), Broken> {
+        let Inner { wire, hello } = &*self.0;
+        let deadline = Instant::now() + KNOWN_LIMIT;
+        wire.send(SERVING, &(), deadline)?;
+        if !hello.confirms {
+            return Ok(());
+        }
+        match wire.receive(deadline, &|| true)? {
+            frame if frame.name == KNOWN => Ok(()),
+            _ => Err(Broken::Garbled("it says what it should not")),
         }
     }
 

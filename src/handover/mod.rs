@@ -9,6 +9,8 @@
 //! | stops accepting: who comes now waits in the sockets' queues | |
 //! | `listeners` with the sockets, what it remembers in parts, `end` | |
 //! | | takes over, listens: `serving` |
+//! | `known`: it does not end the new one any more | |
+//! | | says to the service manager that it is the main one |
 //! | drains; what its last requests changed; ends | |
 //!
 //! Whatever else happens, the old process ends the new one and accepts again. The point of no return is the new one's
@@ -29,6 +31,7 @@ pub use giver::{Program, Upgrades};
 pub use heir::{Heir, Succession};
 pub use memory::Memory;
 pub use seeds::Seeded;
+pub use wire::MOST_SOCKETS;
 
 use crate::listen::Key;
 
@@ -44,6 +47,7 @@ const FAILED: &str = "failed";
 const LISTENERS: &str = "listeners";
 const END: &str = "end";
 const SERVING: &str = "serving";
+const KNOWN: &str = "known";
 
 /// What the old process says first.
 #[derive(Debug, Serialize, Deserialize)]
@@ -53,6 +57,9 @@ struct Hello {
     listeners: Vec<Key>,
     /// It can be talked to at a control socket.
     has_control: bool,
+    /// It says `known`.
+    #[serde(default)]
+    confirms: bool,
 }
 
 /// The new process could take over.

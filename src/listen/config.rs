@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::address::Address;
 use crate::config::{self, Problems};
+use crate::handover::MOST_SOCKETS;
 
 /// How clients are spoken to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -81,6 +82,8 @@ pub struct ListenConfig {
     pub listeners: Vec<ListenerConfig>,
     pub tcp: TcpConfig,
     pub connections: ConnectionsConfig,
+    /// `ops.listen`
+    pub private: Option<SocketAddr>,
     /// There are certificates.
     pub has_tls: bool,
     /// Somebody is trusted with a PROXY header.
@@ -94,6 +97,9 @@ pub struct Listeners {
     pub max: u32,
     pub per_address: u32,
 }
+
+/// A process that takes over is given all sockets at one stroke, the main and the private one among them.
+const MOST_LISTENERS: usize = MOST_SOCKETS - 2;
 
 /// The kernel's longest (tcp(7), TCP_KEEPIDLE).
 const MOST_KEEPALIVE: Duration = Duration::from_secs(32_767);
@@ -132,6 +138,7 @@ impl ListenConfig {
             listeners,
             tcp,
             connections: ConnectionsConfig { max, per_address },
+            private,
             has_tls,
             has_proxies,
         } = self;
@@ -142,6 +149,10 @@ impl ListenConfig {
             proxy_protocol: false,
         }];
         check_tls("server", protocol, has_tls, problems);
+        if listeners.len() > MOST_LISTENERS {
+            let fault = format!("must be at most {MOST_LISTENERS}: an upgrade passes on no more");
+            problems.add("server.listeners", fault);
+        }
         for (i, listener) in listeners.into_iter().enumerate() {
             let place = format!("server.listeners[{i}]");
             check_tls(&place, listener.protocol, has_tls, problems);
@@ -153,6 +164,13 @@ impl ListenConfig {
                 problems.add(format!("{place}.address"), fault);
             }
             wanted.push(listener);
+        }
+        let private = private.filter(|private| private.port() != 0);
+        if let Some(taken) = private.map(Address::Inet)
+            && wanted.iter().any(|other| other.address == taken)
+        {
+            let fault = format!("`{taken}` is a listener for clients already");
+            problems.add("ops.listen", fault);
         }
         if max == 0 {
             problems.add("server.connections.max", "must be at least 1");

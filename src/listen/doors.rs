@@ -10,10 +10,10 @@ use tokio::sync::watch;
 /// The doors of a process.
 pub struct Doors {
     state: watch::Sender<State>,
-    /// Sockets that another process will give.
-    offered: Vec<Key>,
+    /// Sockets that another process will give, and that nobody has claimed yet.
+    offered: Mutex<Vec<Key>>,
     given: Mutex<Vec<(Key, OwnedFd)>>,
-    listening: Mutex<Vec<(Key, Weak<dyn AsFd + Send + Sync>)>>,
+    listening: Mutex<Vec<Listening>>,
     count: watch::Sender<Count>,
 }
 
@@ -24,6 +24,13 @@ pub struct Key {
     pub wanted: String,
     /// Where it is: another one for port 0.
     pub address: String,
+}
+
+struct Listening {
+    key: Key,
+    /// In the order of the configuration.
+    number: usize,
+    socket: Weak<dyn AsFd + Send + Sync>,
 }
 
 /// What the doors do.
@@ -52,7 +59,7 @@ impl Doors {
         };
         Self {
             state: watch::Sender::new(state),
-            offered: offered.unwrap_or_default(),
+            offered: Mutex::new(offered.unwrap_or_default()),
             given: Mutex::default(),
             listening: Mutex::default(),
             count: watch::Sender::new(Count::default()),
@@ -84,20 +91,29 @@ impl Doors {
         });
     }
 
-    /// One more socket will listen.
-    pub fn expect_one(&self) {
-        self.count.send_modify(|count| count.expected += 1);
+    /// One more socket will listen. Gives its number.
+    pub fn expect_one(&self) -> usize {
+        let mut number = 0;
+        self.count.send_modify(|count| {
+            number = count.expected;
+            count.expected += 1;
+        });
+        number
     }
 
-    /// The socket that will be given for this, if one will.
-    pub fn offered(&self, name: &str, wanted: &str) -> Option<&Key> {
-        let same = |key: &&Key| key.name == name && key.wanted == wanted;
+    /// The socket that will be given for this, if one will. It is nobody else's then: of several that are wanted at any
+    /// port each finds its own, in the order of the configuration.
+    pub fn claim(&self, name: Option<&str>, wanted: &str) -> Option<Key> {
+        let same = |key: &Key| {
+            let is_called = name.map_or(key.name == key.address, |name| key.name == name);
+            is_called && key.wanted == wanted
+        };
         // The same place under another name.
-        let there = |key: &&Key| key.address == wanted;
-        self.offered
-            .iter()
-            .find(same)
-            .or_else(|| self.offered.iter().find(there))
+        let there = |key: &Key| key.address == wanted;
+        let mut offered = self.offered.lock();
+        let place = offered.iter().position(same);
+        let place = place.or_else(|| offered.iter().position(there))?;
+        Some(offered.remove(place))
     }
 
     /// Another process' sockets.
@@ -112,8 +128,18 @@ impl Doors {
     }
 
     /// Clients are let in by this from now on, as long as it is held.
-    pub fn listens(&self, key: Key, socket: Weak<dyn AsFd + Send + Sync>) {
-        self.listening.lock().push((key, socket));
+    pub fn listens(&self, key: Key, number: usize, socket: Weak<dyn AsFd + Send + Sync>) {
+        let mut listening = self.listening.lock();
+        let place = listening.partition_point(|other| other.number < number);
+        listening.insert(
+            place,
+            Listening {
+                key,
+                number,
+                socket,
+            },
+        );
+        drop(listening);
         self.count.send_modify(|count| count.listening += 1);
     }
 
@@ -132,7 +158,7 @@ impl Doors {
         self.listening
             .lock()
             .iter()
-            .map(|(key, _)| key.clone())
+            .map(|listening| listening.key.clone())
             .collect()
     }
 
@@ -141,7 +167,7 @@ impl Doors {
         let listening = self.listening.lock();
         let held = listening
             .iter()
-            .filter_map(|(key, socket)| Some((key.clone(), socket.upgrade()?)));
+            .filter_map(|Listening { key, socket, .. }| Some((key.clone(), socket.upgrade()?)));
         held.collect()
     }
 }

@@ -44,6 +44,8 @@ use socket::Wire;
 pub struct Bound {
     /// Its name is what the log calls it.
     key: Key,
+    /// Among all of the process, in the order of the configuration.
+    number: usize,
     is_unix: bool,
     /// `None`: the process that this one replaces will give it.
     socket: Option<socket2::Socket>,
@@ -73,6 +75,9 @@ const AT_ONCE: usize = 64;
 /// After a connection could not be accepted for want of descriptors or memory.
 const OUT_OF_BREATH: Duration = Duration::from_millis(50);
 
+/// For the log, before the process ends for want of a socket.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 impl Bound {
     /// Finds a port for port 0, and says at once, and clearly, when another process has the wanted one.
     /// # Errors
@@ -83,12 +88,13 @@ impl Bound {
         reuse_port: bool,
         doors: &Doors,
     ) -> Result<Self, String> {
-        doors.expect_one();
+        let number = doors.expect_one();
         let text = wanted.to_string();
         let is_unix = matches!(wanted, Address::Unix(_));
-        if let Some(key) = doors.offered(name.unwrap_or(&text), &text) {
+        if let Some(key) = doors.claim(name, &text) {
             return Ok(Self {
-                key: key.clone(),
+                key,
+                number,
                 is_unix,
                 socket: None,
             });
@@ -103,6 +109,7 @@ impl Bound {
                 wanted: text,
                 address,
             },
+            number,
             is_unix,
             socket: Some(socket),
         })
@@ -129,7 +136,7 @@ impl Bound {
             let held = Arc::downgrade(&listener);
             (Listener::Tcp(listener), held)
         };
-        doors.listens(self.key, held);
+        doors.listens(self.key, self.number, held);
         Ok(listener)
     }
 }
@@ -226,6 +233,7 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Listen<A> {
                 // Another process has listened on it between binding and this: nothing is served half.
                 Err(e) => {
                     log::error!("cannot listen on {address}: {e}; the process ends");
+                    self.logger.flush(LAST_WORDS);
                     std::process::exit(1);
                 }
             }

@@ -79,6 +79,11 @@ impl Logger {
         self.sink.dropped()
     }
 
+    /// For who ends the process: its last words are written, at most for this long.
+    pub fn flush(&self, limit: Duration) {
+        self.sink.flush(limit);
+    }
+
     pub fn logs_headers(&self) -> bool {
         self.level >= Level::Debug
     }

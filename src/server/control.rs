@@ -15,6 +15,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
+use rustix::net::sockopt::get_socket_peercred;
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -82,15 +84,18 @@ impl Control {
                 directory.display()
             )
         };
-        let mode = fs::metadata(directory)
-            .map_err(in_vain)?
-            .permissions()
-            .mode();
-        if mode & 0o022 != 0 {
-            return Err(format!(
-                "no control socket is made in {}: others can write there (chmod 0700)",
-                directory.display()
-            ));
+        let metadata = fs::metadata(directory).map_err(in_vain)?;
+        let refused = |why: &str| {
+            let directory = directory.display();
+            Err(format!("no control socket is made in {directory}: {why}"))
+        };
+        if metadata.permissions().mode() & 0o022 != 0 {
+            return refused("others can write there (chmod 0700)");
+        }
+        // Whose it is can put another one in the place.
+        let owner = metadata.uid();
+        if owner != 0 && owner != geteuid().as_raw() {
+            return refused(&format!("it is user {owner}'s (chown)"));
         }
         let bind = || {
             // One of the same number that was killed has left it.
@@ -119,6 +124,30 @@ impl Control {
         }
     }
 
+    /// Another process is to take over: it may put its own in the place, and ours must be there to be put back.
+    pub fn keep(&self) {
+        if self.is_ours(&self.path) {
+            let _ = fs::remove_file(&self.unpublished);
+            if let Err(e) = fs::hard_link(&self.path, &self.unpublished) {
+                log::debug!("{} has no second name: {e}", self.path.display());
+            }
+        }
+    }
+
+    /// The other process has not taken over.
+    pub fn restore(&self) {
+        if !self.is_ours(&self.unpublished) {
+            return;
+        }
+        let restored = match self.is_ours(&self.path) {
+            true => fs::remove_file(&self.unpublished),
+            false => fs::rename(&self.unpublished, &self.path),
+        };
+        if let Err(e) = restored {
+            log::warn!("{} cannot be made: {e}", self.path.display());
+        }
+    }
+
     /// Takes away what another process has bound and not published: it has ended.
     pub fn clear(&self, pid: u32) {
         let left = self.path.with_file_name(unpublished(pid));
@@ -128,14 +157,15 @@ impl Control {
 
     /// Takes it away, if it is ours still.
     pub fn withdraw(&self) {
-        let ours = |path: &Path| {
-            fs::symlink_metadata(path).is_ok_and(|file| (file.dev(), file.ino()) == self.file)
-        };
         for path in [&self.unpublished, &self.path] {
-            if ours(path) {
+            if self.is_ours(path) {
                 let _ = fs::remove_file(path);
             }
         }
+    }
+
+    fn is_ours(&self, path: &Path) -> bool {
+        fs::symlink_metadata(path).is_ok_and(|file| (file.dev(), file.ino()) == self.file)
     }
 }
 
@@ -238,6 +268,14 @@ pub fn ask(directory: &Path, question: &str) -> Result<String, String> {
     let path = directory.join(NAME);
     let in_vain = |e: io::Error| format!("{} does not answer: {e}", path.display());
     let mut stream = BlockingStream::connect(&path).map_err(in_vain)?;
+    // The service's directory is its user's, or root's: whoever else answers is not the service.
+    let owner = fs::metadata(directory).map_err(in_vain)?.uid();
+    let peer = get_socket_peercred(&stream).map_err(|e| in_vain(e.into()))?;
+    let peer = peer.uid.as_raw();
+    if peer != 0 && peer != owner {
+        let path = path.display();
+        return Err(format!("{path} is user {peer}'s, its directory is not"));
+    }
     let asked = || -> io::Result<Vec<u8>> {
         stream.set_read_timeout(Some(LONGEST_WAIT))?;
         stream.set_write_timeout(Some(PATIENCE))?;

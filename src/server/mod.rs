@@ -327,6 +327,7 @@ pub fn compile(
         listeners,
         tcp,
         connections,
+        private: ops.listen,
         has_tls,
         has_proxies: !trusted_proxies.is_empty(),
     };

@@ -54,7 +54,8 @@ impl Own {
         self.until.is_empty()
     }
 
-    /// All of it; what ends last comes first.
+    /// All of it; what ends last comes first. There is a page also of nothing: by its seeds the next process knows what is
+    /// added later.
     pub fn carried(&self) -> Vec<OwnPage> {
         let all: Vec<_> = self
             .by_time
@@ -62,12 +63,15 @@ impl Own {
             .rev()
             .map(|(until, hash)| (*hash, *until))
             .collect();
-        let pages = all.chunks(PAGE).map(|page| OwnPage {
+        let page = |until: &[(u64, i64)]| OwnPage {
             seeds: self.seeded.seeds(),
             proof: self.seeded.proof(),
-            until: page.to_vec(),
-        });
-        pages.collect()
+            until: until.to_vec(),
+        };
+        match all.is_empty() {
+            true => vec![page(&[])],
+            false => all.chunks(PAGE).map(page).collect(),
+        }
     }
 
     /// Adds what another process has revoked.

@@ -137,14 +137,15 @@ impl Revoked {
 
     /// Takes another process' last known set for its own, unless it has read its own meanwhile.
     pub fn take_over_keys(&self, keys: Vec<(String, String)>) -> usize {
-        let count = keys.len();
-        if self.is_unread() {
-            let mut sets = Sets::default();
-            for (key, value) in keys {
-                sets.set(key.as_bytes(), Some(value.as_bytes()));
-            }
-            self.replace(sets);
+        if !self.is_unread() {
+            return 0;
         }
+        let count = keys.len();
+        let mut sets = Sets::default();
+        for (key, value) in keys {
+            sets.set(key.as_bytes(), Some(value.as_bytes()));
+        }
+        self.replace(sets);
         count
     }
 

@@ -48,11 +48,10 @@ impl Mark {
 // === impl Windows ===
 
 impl Windows {
-    /// All that holds now, or what was granted after the mark; whoever asked last comes first.
+    /// All that holds now, or what was granted after the mark; whoever asked last comes first. There is a page also where
+    /// nobody was counted: by its seeds the next process knows whom this one counts later.
     pub fn carried(&self, clock: &Clock, after: Option<Mark>) -> Vec<Page> {
-        let Some(seeded) = self.seeded.get() else {
-            return Vec::new(); // nobody was counted yet
-        };
+        let seeded = self.seeded.get_or_init(Seeded::default);
         let (base, now_ms) = (self.base(clock), self.millis(clock.here()));
         let mut keys = Vec::new();
         for shard in &self.shards {
@@ -64,7 +63,7 @@ impl Windows {
         }
         keys.sort_unstable_by_key(|key| std::cmp::Reverse(key.g.last().map(|(end, _)| *end)));
         let mut pages = Vec::with_capacity(keys.len() / KEYS_PER_PAGE + 1);
-        while !keys.is_empty() {
+        while !keys.is_empty() || pages.is_empty() {
             let rest = keys.split_off(keys.len().min(KEYS_PER_PAGE));
             pages.push(Page {
                 seeds: seeded.seeds(),
