@@ -16,7 +16,7 @@ use crate::config::{self, Environment, Problems, REFERENCE, Source};
 use crate::handover::{Heir, Program};
 use crate::observe::logging;
 use crate::observe::sink::Sink;
-use crate::server::{self, Notify, Origin, Purpose, Start};
+use crate::server::{self, Early, Notify, Origin, Purpose, Start};
 
 const AFTER_HELP: &str = "\
 Every setting has its place in the configuration file; the documented environment variables (PORT, HOST, NODE_ENV,
@@ -48,14 +48,19 @@ pub fn main() -> ExitCode {
         }
         _ => {}
     }
+    // To end by one of them is for who only looks.
+    let is_to_serve = flags.subcommand().is_none() && !flags.get_flag("test");
+    let early = match is_to_serve.then(Early::hear).transpose() {
+        Ok(early) => early,
+        Err(e) => return failed(&format!("signals cannot be heard: {e}")),
+    };
     let heir = match Heir::of_this_process(&environment) {
         Ok(heir) => heir,
         Err(why) => return failed(&why),
     };
     let outcome = match flags.subcommand() {
         Some(("diff", flags)) => diff::run(flags, &source, &environment),
-        _ => start(&source, &environment, flags.get_flag("test"), heir.clone())
-            .map_err(|failure| (source, failure)),
+        _ => start(&source, &environment, early, heir.clone()).map_err(|failure| (source, failure)),
     };
     let Err((source, failure)) = outcome else {
         return ExitCode::SUCCESS;
@@ -170,10 +175,11 @@ enum Failure {
     Other(String),
 }
 
+/// `early`: none to look only.
 fn start(
     source: &Source,
     environment: &Environment,
-    only_test: bool,
+    early: Option<Early>,
     heir: Option<Heir>,
 ) -> Result<(), Failure> {
     let origin = Origin {
@@ -185,7 +191,7 @@ fn start(
     let mut problems = Problems::default();
     let settings = server::log_settings(&file, &mut problems);
     // A faulty configuration is only looked at: nothing is opened for it.
-    let only_look = only_test || !problems.is_empty();
+    let only_look = early.is_none() || !problems.is_empty();
     let log_file = settings.file.as_deref().filter(|_| !only_look);
     let sink = Sink::open(log_file)
         .map_err(|e| Failure::Other(format!("the log cannot be opened: {e}")))?;
@@ -197,15 +203,16 @@ fn start(
         sink: sink.clone(),
     };
     let compiled = server::compile(file, purpose, problems).map_err(Failure::Faulty)?;
-    if only_test {
+    let Some(early) = early else {
         println!("{source} is good");
         return Ok(());
-    }
+    };
     let program = Program::of_this_process(environment.get("PATH"))
         .map_err(|e| Failure::Other(format!("the program's own path cannot be found: {e}")))?;
     let start = Start {
         program,
         notify: Notify::of(environment),
+        early,
         heir,
     };
     let outcome = server::run(origin, compiled, sink.clone(), start);

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -220,8 +220,11 @@ impl Followed {
     }
 }
 
+/// One that is made is for its owner and the group that reads logs: addresses and users stand in it.
 fn append(path: &Path) -> io::Result<File> {
-    File::options().create(true).append(true).open(path)
+    const MODE: u32 = 0o640;
+    let mut file = File::options();
+    file.create(true).append(true).mode(MODE).open(path)
 }
 
 #[cfg(test)]

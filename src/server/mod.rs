@@ -38,6 +38,7 @@ pub use notify::Notify;
 pub use process::Process;
 pub use reload::{NotReloaded, Origin, Reload, Reloaded};
 pub use run::{Start, run};
+pub use signals::Early;
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]

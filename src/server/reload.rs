@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pingora::server::ShutdownWatch;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
@@ -36,6 +36,8 @@ pub struct Began {
     pub tree: Tree,
     pub watch: bool,
     pub notify: Notify,
+    /// SIGHUP, also from before there was somebody to reload.
+    pub hangups: Signal,
     /// What https listeners show, where there are some.
     pub tls: Option<Arc<Tls>>,
 }
@@ -71,6 +73,7 @@ pub struct Reloading {
     in_force: InForce,
     origin: Origin,
     asks: mpsc::Receiver<oneshot::Sender<Outcome>>,
+    hangups: Signal,
     /// What is in force.
     tree: Tree,
     watch: bool,
@@ -119,6 +122,7 @@ impl Reloading {
             tree,
             watch,
             notify,
+            hangups,
             tls,
         } = began;
         let (asker, asks) = mpsc::channel(ASKERS);
@@ -131,6 +135,7 @@ impl Reloading {
             },
             origin,
             asks,
+            hangups,
             tree,
             watch,
             notify,
@@ -143,29 +148,27 @@ impl Reloading {
     /// Until the process is told to end.
     pub async fn run(mut self, mut shutdown: ShutdownWatch) {
         self.running.only(self.in_force.load().tasks());
-        let Ok(mut hangups) = signal(SignalKind::hangup()) else {
-            return log::error!("signals cannot be received");
-        };
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let asker = tokio::select! {
                 () = ended(&mut shutdown) => return,
                 Some(asker) = self.asks.recv() => Some(asker),
-                Some(()) = hangups.recv() => None,
+                Some(()) = self.hangups.recv() => None,
                 _ = looks.tick(), if self.watch => {
-                    if !self.file.has_changed(&self.origin.source).await {
+                    // Nobody waits for it: what it finds can be read when that may be.
+                    if self.may_reload().is_err()
+                        || !self.file.has_changed(&self.origin.source).await
+                    {
                         continue;
                     }
                     None
                 }
             };
-            self.notify.reloading();
-            let outcome = self.reload().await;
-            self.notify.reloaded(match &outcome {
-                Ok(_) => "reloaded",
-                Err(_) => "the reload failed, nothing has changed",
-            });
+            let outcome = match self.may_reload() {
+                Ok(()) => self.reload().await,
+                Err(why) => Err(why),
+            };
             self.tell(&outcome);
             if let Some(asker) = asker {
                 // Who asked may have gone.
@@ -175,7 +178,16 @@ impl Reloading {
     }
 
     async fn reload(&mut self) -> Outcome {
-        self.may_reload()?;
+        self.notify.reloading();
+        let outcome = self.try_reload().await;
+        self.notify.reloaded(match &outcome {
+            Ok(_) => "reloaded",
+            Err(_) => "the reload failed, nothing has changed",
+        });
+        outcome
+    }
+
+    async fn try_reload(&mut self) -> Outcome {
         self.file.is_read(&self.origin.source).await;
         let before = self.in_force.load_full();
         let compiled = self.compile(&before).await.map_err(NotReloaded::Faulty)?;

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::control::{self, Control};
 use super::drain::Drain;
@@ -17,7 +17,7 @@ use super::entrances;
 use super::life::Life;
 use super::notify::Notify;
 use super::reload::{Began, Origin, Reloading};
-use super::signals::Signals;
+use super::signals::{Early, Signals};
 use super::upkeep::Upkeep;
 use super::{Compiled, Ending, LIMIT};
 use crate::connection::Front;
@@ -32,6 +32,7 @@ use crate::state::{RedisHealth, RedisState};
 pub struct Start {
     pub program: Program,
     pub notify: Notify,
+    pub early: Early,
     /// It is to take another's place.
     pub heir: Option<Heir>,
 }
@@ -54,6 +55,7 @@ pub fn run(origin: Origin, compiled: Compiled, sink: Sink, start: Start) -> Resu
     let Start {
         program,
         notify,
+        early: Early { hangup, usr2 },
         heir,
     } = start;
     let Ending {
@@ -112,6 +114,7 @@ pub fn run(origin: Origin, compiled: Compiled, sink: Sink, start: Start) -> Resu
         tree,
         watch,
         notify: notify.clone(),
+        hangups: hangup,
         tls,
     };
     let (reload, reloading) = Reloading::new(process, in_force.clone(), began);
@@ -163,7 +166,7 @@ pub fn run(origin: Origin, compiled: Compiled, sink: Sink, start: Start) -> Resu
             life: life.clone(),
             upgrades: upgrades.clone(),
             control,
-            sink,
+            sink: sink.clone(),
         },
     ));
     log::info!(
@@ -175,6 +178,8 @@ pub fn run(origin: Origin, compiled: Compiled, sink: Sink, start: Start) -> Resu
             life,
             upgrades,
             notify,
+            sink,
+            usr2: Mutex::new(Some(usr2)),
             drain_delay,
         }),
     });
@@ -187,11 +192,7 @@ fn first_look(pools: &Pools) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|e| format!("no runtime can be started: {e}"))?;
-    runtime.block_on(async {
-        // From now on it does not end the process.
-        let _ = signal(SignalKind::hangup());
-        pools.first_look(None, LIMIT).await;
-    });
+    runtime.block_on(pools.first_look(None, LIMIT));
     Ok(())
 }
 
@@ -240,8 +241,8 @@ impl BackgroundService for Begin {
         let succession = self.succession();
         // Until the old process has ended.
         tokio::task::spawn_blocking(move || {
+            // Until it knows, the old one may still end this one, which must not be the main one then.
             heir.serves();
-            // Not before: until it is told, the old one may still end this one, which must not be the main one then.
             ready();
             heir.hear_out(&succession);
         });
