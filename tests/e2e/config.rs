@@ -710,3 +710,30 @@ fn add_to_children(mapping: &mut Mapping, place: &str, places: &mut Vec<String>)
         add_unknown_keys(child, &place, places);
     }
 }
+
+#[test]
+fn listeners_that_cannot_all_be_had_are_faults() {
+    let further = |count: usize| {
+        let all = vec!["{ address: '127.0.0.1:0' }"; count].join(", ");
+        format!(
+            "{ONE_ROUTE}\nserver: {{ port: 3001, listeners: [{{ address: '127.0.0.1:3002' }}, {all}] }}\n"
+        )
+    };
+    for (count, ops, fault) in [
+        (125, "127.0.0.1:3003", None),
+        (
+            126,
+            "127.0.0.1:3003",
+            Some("server.listeners: must be at most 126"),
+        ),
+        (1, "127.0.0.1:3001", Some("ops.listen: `127.0.0.1:3001` is")),
+        (1, "127.0.0.1:3002", Some("ops.listen: `127.0.0.1:3002` is")),
+    ] {
+        let gateway = Gateway::with(&further(count)).env("OPS_LISTEN", ops);
+        let exit = gateway.without_env("PORT").arg("--test").run_to_exit();
+        match fault {
+            Some(fault) => assert!(exit.stderr.contains(fault), "{fault}: {}", exit.stderr),
+            None => assert_eq!((exit.code, &*exit.stderr), (0, "")),
+        }
+    }
+}

@@ -353,9 +353,7 @@ fn drain() -> u64 {
             .and_then(|room| room.get(key))
             .map_or(default, seconds)
     };
-    optional("server", "shutdown_timeout", 30)
-        + optional("server", "drain_delay", 0)
-        + optional("streams", "drain_grace", 5)
+    optional("server", "shutdown_timeout", 30) + optional("server", "drain_delay", 0)
 }
 
 #[track_caller]

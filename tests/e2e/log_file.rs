@@ -3,7 +3,7 @@
 use crate::support::prelude::*;
 use std::cell::Cell;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 #[test]
@@ -58,6 +58,16 @@ fn a_log_that_is_moved_away_goes_on_in_a_new_file_and_no_line_is_lost() {
         .filter(|n| *n > world.removed_by.get());
     assert_eq!(first_kept.count(), sent - world.removed_by.get());
     let _ = fs::remove_dir_all(&elsewhere);
+}
+
+#[test]
+fn a_log_that_is_made_is_for_its_owner_and_group_alone() {
+    let world = World::start(|folder| folder.join("gateway.log"));
+    let mode = || fs::metadata(world.log()).map(|file| file.permissions().mode() & 0o777);
+    assert_eq!(mode().unwrap(), 0o640);
+    fs::remove_file(world.log()).unwrap();
+    world.send_until("another file is written", || world.log().exists());
+    assert_eq!(mode().unwrap(), 0o640);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The PROXY protocol: whose connection it is, who is believed, and what becomes of the others.
 
 use crate::support::prelude::*;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 const V1: &[u8] = b"PROXY TCP4 8.8.4.4 192.0.2.2 56324 443\r\n";
 
@@ -147,6 +149,32 @@ fn nobody_is_believed_who_is_not_trusted() {
 }
 
 #[test]
+fn who_is_believed_and_for_how_long_is_what_a_reload_says() {
+    let caps = "connections: { per_address: 2 }";
+    let world = World::trusting("10.0.0.0/8", caps);
+    world
+        .gateway
+        .wait_metric("downstream_connections", |open| open == 0.0);
+    let _held = [(); 2].map(|()| Client::to(world.gateway.addr()).connect());
+    world
+        .gateway
+        .wait_metric("downstream_connections", |open| open == 2.0);
+    let is_believed = || is_answered(world.proxied, V1);
+    let is_let_in = || is_answered(world.gateway.addr(), b"");
+    assert!(!is_believed() && !is_let_in());
+    for (network, is_trusted) in [("127.0.0.0/8", true), ("10.0.0.0/8", false)] {
+        world.reload(network, &format!("header_timeout: 300ms\n  {caps}"));
+        assert_eq!(is_believed(), is_trusted, "{network}");
+        assert_eq!(is_let_in(), is_trusted, "{network}: it carries many");
+        if is_trusted {
+            let start = Instant::now();
+            assert!(Client::to(world.proxied).connect().is_closed());
+            assert!(start.elapsed() < Duration::from_secs(3), "it is waited for");
+        }
+    }
+}
+
+#[test]
 fn the_header_comes_before_tls() {
     let authority = Authority::new();
     let (cert, key) = authority.sign("a", "DNS:a.test");
@@ -163,8 +191,8 @@ routes: [{{ path: /s/*, service: s, auth: public }}]
     ));
     let gateway = gateway.start();
     let client = TlsClient::new(&authority.ca(), "a.test");
-    let mut tcp = std::net::TcpStream::connect(gateway.listener("https")).unwrap();
-    std::io::Write::write_all(&mut tcp, V1).unwrap();
+    let mut tcp = TcpStream::connect(gateway.listener("https")).unwrap();
+    tcp.write_all(V1).unwrap();
     let mut connection = client
         .shake_hands(tcp)
         .expect("TLS begins behind the header");
@@ -212,17 +240,7 @@ struct World {
 impl World {
     fn trusting(network: &str, server: &str) -> Self {
         let backend = Upstream::start();
-        let gateway = Gateway::with(&format!(
-            "server:
-  trusted_proxies: [{network}]
-  listeners: [{{ address: '127.0.0.1:0', proxy_protocol: true }}]
-  {server}
-services: {{ s: {{ url: '{}' }} }}
-routes: [{{ path: /s/*, service: s, auth: public }}]
-",
-            backend.url()
-        ));
-        let gateway = gateway.start();
+        let gateway = Gateway::with(&conf(&backend, network, server)).start();
         let proxied = gateway.listener("http");
         Self {
             backend,
@@ -230,6 +248,27 @@ routes: [{{ path: /s/*, service: s, auth: public }}]
             proxied,
         }
     }
+
+    #[track_caller]
+    fn reload(&self, network: &str, server: &str) {
+        self.gateway
+            .rewrite_conf(&conf(&self.backend, network, server));
+        let response = Request::post("/reload").send_to(self.gateway.private_addr());
+        assert_eq!(response.status, 200, "{}", response.text());
+    }
+}
+
+fn conf(backend: &Upstream, network: &str, server: &str) -> String {
+    format!(
+        "server:
+  trusted_proxies: [{network}]
+  listeners: [{{ address: '127.0.0.1:0', proxy_protocol: true }}]
+  {server}
+services: {{ s: {{ url: '{}' }} }}
+routes: [{{ path: /s/*, service: s, auth: public }}]
+",
+        backend.url()
+    )
 }
 
 fn v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
@@ -242,6 +281,20 @@ fn v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
 
 fn v2_of(command: u8, addresses: &[u8]) -> Vec<u8> {
     v2(command, 0x21, addresses)
+}
+
+/// Whether a request behind these bytes is answered. A reset may come at once.
+fn is_answered(addr: SocketAddr, before: &[u8]) -> bool {
+    let Ok(mut stream) = TcpStream::connect(addr) else {
+        return false;
+    };
+    let limit = Some(Duration::from_secs(10));
+    stream.set_read_timeout(limit).unwrap();
+    let request = Request::get("/s/x").bytes();
+    let sent = stream.write_all(&[before, &request].concat());
+    let mut first = [0; 12];
+    let read = sent.and_then(|()| stream.read_exact(&mut first));
+    read.is_ok_and(|()| &first == b"HTTP/1.1 200")
 }
 
 fn refusals(gateway: &Gateway, reason: &str) -> usize {

@@ -112,6 +112,11 @@ fn a_second_signal_of_either_kind_ends_it_at_once() {
             code.is_some_and(|code| code != 0),
             "signals {first}, {second}: {code:?}"
         );
+        gateway.wait_log(|line| {
+            line["msg"]
+                .as_str()
+                .is_some_and(|m| m.contains("told to end again"))
+        });
         assert!(
             start.elapsed() < Duration::from_secs(2),
             "{:?}",

@@ -1,8 +1,10 @@
 //! systemd's side of the unit file: what it is told over NOTIFY_SOCKET, what ExecReload runs, which process it follows.
 
 use crate::support::prelude::*;
+use crate::upgrade;
 use std::os::unix::net::UnixDatagram;
 
+const HUP: i32 = 1;
 const TERM: i32 = 15;
 
 #[test]
@@ -61,14 +63,59 @@ fn a_reload_that_fails_changes_nothing_for_the_manager() {
     assert_eq!(gateway.wait_exit(Duration::from_secs(5)), Some(0));
 }
 
+#[test]
+fn who_was_told_that_it_stops_is_told_nothing_else() {
+    let (backend, runtime) = (Upstream::start(), Runtime::new());
+    let (manager, gateway) = unit_with(&runtime, &backend, &[("DRAIN_DELAY", "20s")]);
+    assert_eq!(manager.next().get("READY"), Some("1"));
+    gateway.signal(TERM);
+    assert_eq!(manager.next().get("STOPPING"), Some("1"));
+    gateway.signal(HUP);
+    gateway.wait_log(|line| line["msg"] == "reload failed, nothing has changed");
+    assert!(manager.is_silent());
+    gateway.signal(TERM);
+    assert_eq!(gateway.wait_exit(Duration::from_secs(5)), Some(130));
+    assert!(manager.is_silent());
+}
+
+#[test]
+fn the_manager_hears_of_a_new_main_process_only_when_the_old_one_knows() {
+    let (backend, runtime) = (Upstream::start(), Runtime::new());
+    let manager = Manager::new(&runtime);
+    let socket = manager.path.display().to_string();
+    let hello = upgrade::hello_with(1, json!({"confirms": true}));
+    let (wire, heir) = upgrade::heir_with(&backend, &hello, &[("NOTIFY_SOCKET", &socket)]);
+    assert_eq!(upgrade::read_frame(&wire).0, "ready");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let keys = upgrade::keys().to_string();
+    upgrade::send_frame(&wire, "listeners", &keys, Some(&listener));
+    upgrade::send_frame(&wire, "end", "null", None);
+    assert_eq!(upgrade::read_frame(&wire).0, "serving");
+    assert!(manager.stays_silent(), "the old one may still end it");
+    upgrade::send_frame(&wire, "known", "null", None);
+    let ready = manager.next();
+    assert_eq!(ready.get("READY"), Some("1"));
+    assert_eq!(ready.get("MAINPID"), Some(&*heir.pid().to_string()));
+}
+
 /// The service, as its unit starts it.
 fn unit(runtime: &Runtime, backend: &Upstream) -> (Manager, Gateway) {
+    unit_with(runtime, backend, &[])
+}
+
+fn unit_with(
+    runtime: &Runtime,
+    backend: &Upstream,
+    environment: &[(&str, &str)],
+) -> (Manager, Gateway) {
     let manager = Manager::new(runtime);
     let conf = format!(
         "services: {{ s: {{ url: '{}' }} }}\nroutes: [{{ path: /s/*, service: s, auth: public }}]",
         backend.url()
     );
     let gateway = Gateway::with(&conf).env("NOTIFY_SOCKET", manager.path.display());
+    let set = |gateway: GatewayBuilder, (name, value): &(&str, &str)| gateway.env(name, value);
+    let gateway = environment.iter().fold(gateway, set);
     let gateway = runtime.of(gateway).start();
     (manager, gateway)
 }
@@ -101,6 +148,15 @@ impl Manager {
             .recv(&mut said)
             .expect("something is said within 10 s");
         Said(String::from_utf8(said[..length].to_vec()).unwrap())
+    }
+
+    /// Nothing is said for a while.
+    fn stays_silent(&self) -> bool {
+        let limit = |time| self.socket.set_read_timeout(Some(time)).unwrap();
+        limit(Duration::from_millis(300));
+        let silent = self.socket.recv(&mut [0; 16]).is_err();
+        limit(Duration::from_secs(10));
+        silent
     }
 
     /// Nothing was said that was not read.

@@ -52,9 +52,7 @@ fn the_unit_leaves_the_gateway_the_time_and_the_descriptors_that_it_needs() {
             .parse::<u64>()
             .unwrap_or_else(|e| panic!("{key}: {e}"))
     };
-    let drain = seconds("server.shutdown_timeout", 30)
-        + seconds("server.drain_delay", 0)
-        + seconds("streams.drain_grace", 5);
+    let drain = seconds("server.shutdown_timeout", 30) + seconds("server.drain_delay", 0);
     assert!(
         number("TimeoutStopSec") >= drain + 5,
         "a drain takes up to {drain} s"

@@ -674,16 +674,32 @@ fn mode(path: &std::path::Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-fn keys() -> Value {
+pub fn keys() -> Value {
     json!([{"name": "main", "wanted": "127.0.0.1:0", "address": "127.0.0.1:65535"}])
 }
 
 fn hello(protocol: u32) -> String {
-    json!({"protocol": protocol, "version": "0", "listeners": keys(), "has_control": false, "more": 1}).to_string()
+    hello_with(protocol, json!({"more": 1}))
+}
+
+pub fn hello_with(protocol: u32, more: Value) -> String {
+    let mut hello =
+        json!({"protocol": protocol, "version": "0", "listeners": keys(), "has_control": false});
+    let more = more.as_object().cloned().unwrap_or_default();
+    hello.as_object_mut().unwrap().extend(more);
+    hello.to_string()
+}
+
+fn heir(backend: &Upstream, hello: &str) -> (UnixStream, Heir) {
+    heir_with(backend, hello, &[])
 }
 
 /// A gateway that is to take this test's place.
-fn heir(backend: &Upstream, hello: &str) -> (UnixStream, Heir) {
+pub fn heir_with(
+    backend: &Upstream,
+    hello: &str,
+    environment: &[(&str, &str)],
+) -> (UnixStream, Heir) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let conf = TempFile::new("yaml", &yaml(backend, ""));
     send_frame(&ours, "hello", hello, None);
@@ -697,6 +713,7 @@ fn heir(backend: &Upstream, hello: &str) -> (UnixStream, Heir) {
             ("OPS_LISTEN", "127.0.0.1:0"),
             ("JWT_SECRET", token::SECRET),
         ])
+        .envs(environment.iter().copied())
         .env("API_GATEWAY_UPGRADE_FROM", std::process::id().to_string())
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::null())
@@ -711,9 +728,13 @@ fn heir(backend: &Upstream, hello: &str) -> (UnixStream, Heir) {
 }
 
 /// Killed when dropped.
-struct Heir(Child);
+pub struct Heir(Child);
 
 impl Heir {
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     fn exit_code(&mut self) -> Option<i32> {
         within(Duration::from_secs(10), || self.0.try_wait().unwrap())?.code()
     }
@@ -727,7 +748,7 @@ impl Drop for Heir {
     }
 }
 
-fn send_frame(mut wire: &UnixStream, name: &str, body: &str, socket: Option<&TcpListener>) {
+pub fn send_frame(mut wire: &UnixStream, name: &str, body: &str, socket: Option<&TcpListener>) {
     let mut header = b"agw1".to_vec();
     header.extend((body.len() as u32).to_be_bytes());
     header.push(name.len() as u8);
@@ -748,7 +769,7 @@ fn send_frame(mut wire: &UnixStream, name: &str, body: &str, socket: Option<&Tcp
     wire.write_all(body.as_bytes()).unwrap();
 }
 
-fn read_frame(mut wire: &UnixStream) -> (String, Value) {
+pub fn read_frame(mut wire: &UnixStream) -> (String, Value) {
     let mut header = [0; 9];
     wire.read_exact(&mut header).unwrap();
     let mut name = vec![0; usize::from(header[8])];

@@ -109,6 +109,31 @@ fn a_process_that_drains_tells_both_ends_after_the_grace_and_exits() {
 }
 
 #[test]
+fn a_grace_that_a_reload_makes_longer_still_ends_before_the_process() {
+    let chat = Chat::start();
+    let conf = |shutdown: &str, grace: &str| {
+        in_front_of(&chat)
+            .top("server", &format!("{{ shutdown_timeout: {shutdown} }}"))
+            .top("streams", &format!("{{ drain_grace: {grace} }}"))
+    };
+    let gateway = conf("3s", "100ms").start();
+    gateway.rewrite_conf(&conf("60s", "30s").yaml());
+    let told = Request::post("/reload").send_to(gateway.private_addr());
+    assert_eq!(
+        (&told.json()["changes"], &told.json()["needsRestart"]),
+        (
+            &json!(["streams.drain_grace: changed"]),
+            &json!(["server.shutdown_timeout"])
+        )
+    );
+    let mut socket = open(gateway.addr(), "/s/a", &[]);
+    echoes(&mut socket, "before");
+    gateway.signal(TERM);
+    assert_eq!(closed_with(&mut socket), 1001);
+    assert_eq!(gateway.wait_exit(Duration::from_secs(5)), Some(0));
+}
+
+#[test]
 fn ends_that_do_not_answer_do_not_hold_up_the_exit() {
     let hung = Upstream::start_with(|_| {
         Reply::raw(format!(
