@@ -121,10 +121,7 @@ impl Guard {
     }
 
     fn begin_write(&mut self) -> io::Result<()> {
-        // Pingora does not read while it writes.
-        if let Some(pace) = &mut self.pace {
-            pace.pauses();
-        }
+        self.pauses();
         self.ask_cut()
     }
 
@@ -140,16 +137,26 @@ impl Guard {
         if self.body.is_whole() {
             self.pace = None;
         }
-        let in_time = match &mut self.pace {
-            Some(pace) => pace.arrived(bytes.len()),
+        match &mut self.pace {
+            Some(pace) => Ok(pace.arrived(bytes.len())?),
             None => Ok(()),
-        };
-        in_time.map_err(|TooSlow| io::Error::new(io::ErrorKind::TimedOut, SLOWLY))
+        }
+    }
+
+    /// Pingora does not read while it writes.
+    fn pauses(&mut self) {
+        if let Some(pace) = &mut self.pace {
+            pace.pauses();
+        }
     }
 }
 
-/// As the log has it.
-const SLOWLY: &str = "the body came too slowly";
+impl From<TooSlow> for io::Error {
+    fn from(TooSlow: TooSlow) -> Self {
+        // As the log has it.
+        Self::new(io::ErrorKind::TimedOut, "the body came too slowly")
+    }
+}
 
 // === impl Body ===
 
@@ -200,10 +207,10 @@ impl AsyncRead for Guard {
         }
         let before = buf.filled().len();
         let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buf) else {
-            if let Some(pace) = &mut self.pace {
-                pace.waits();
-            }
-            return Poll::Pending;
+            return match self.pace.as_mut().map_or(Ok(()), Pace::waits) {
+                Ok(()) => Poll::Pending,
+                Err(slow) => Poll::Ready(Err(slow.into())),
+            };
         };
         match read {
             // With TLS an end without a farewell is an error too (RFC 8446, section 6.1).

@@ -45,8 +45,24 @@ pub struct TooSlow;
 pub struct Taking {
     socket: RawFd,
     rate: MinRate,
-    /// It has something to take since then, and had acknowledged so much.
-    owes: Option<(Instant, u64)>,
+    /// It has something to take.
+    owes: Option<Owed>,
+}
+
+/// Octets of an answer, counted from the connection's first one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    /// Given to the kernel.
+    pub written: u64,
+    /// Known to be with the client's machine.
+    pub acked: u64,
+}
+
+/// What there was for a client to take at a moment.
+#[derive(Clone, Copy, Debug)]
+struct Owed {
+    since: Instant,
+    then: Sent,
 }
 
 /// Over which a rate is an average; shorter where no gap may be so long.
@@ -92,23 +108,33 @@ impl Pace {
     }
 
     /// A read finds nothing, and waits for the client.
-    pub fn waits(&mut self) {
-        self.since.get_or_insert_with(Instant::now);
+    ///
+    /// # Errors
+    /// When there was too little already by the time at which it was last waited for.
+    pub fn waits(&mut self) -> Result<(), TooSlow> {
+        if self.since.is_none() {
+            self.judge()?;
+            self.since = Some(Instant::now());
+        }
+        Ok(())
     }
 
-    /// Nobody reads at the moment.
+    /// Nobody reads at the moment. The time until now counts.
     pub fn pauses(&mut self) {
-        self.since = None;
+        if let Some(since) = self.since.take() {
+            self.count(since.elapsed(), 0);
+        }
     }
 
     /// # Errors
     /// When that is too little for the time that it took.
     pub fn arrived(&mut self, bytes: usize) -> Result<(), TooSlow> {
         let waited = self.since.take().map(|since| since.elapsed());
-        self.count(waited.unwrap_or_default(), bytes as u64)
+        self.count(waited.unwrap_or_default(), bytes as u64);
+        self.judge()
     }
 
-    fn count(&mut self, waited: Duration, bytes: u64) -> Result<(), TooSlow> {
+    fn count(&mut self, waited: Duration, bytes: u64) {
         const PLACES: u64 = SLICES as u64 + 1;
         self.waited += waited;
         let now = (self.waited.as_nanos() / self.rate.slice().as_nanos()) as u64;
@@ -117,6 +143,9 @@ impl Pace {
         }
         self.slice = now;
         self.slices[(now % PLACES) as usize] += bytes;
+    }
+
+    fn judge(&self) -> Result<(), TooSlow> {
         let is_long = self.waited >= self.rate.window;
         match is_long && self.slices.iter().sum::<u64>() < self.rate.least {
             true => Err(TooSlow),
@@ -153,27 +182,42 @@ impl Taking {
             return Ok(again);
         };
         let has_something = info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0;
-        self.judge(has_something.then_some(info.tcpi_bytes_acked), now)?;
+        let sent = has_something.then(|| Sent {
+            // What was sent again is in the first number twice.
+            written: info.tcpi_bytes_sent.saturating_sub(info.tcpi_bytes_retrans)
+                + u64::from(info.tcpi_notsent_bytes),
+            acked: info.tcpi_bytes_acked,
+        });
+        self.judge(sent, now)?;
         Ok(again)
     }
 
-    /// `acked`: of what was sent to a client that has something to take.
+    /// `sent`: to a client that has something to take.
     ///
     /// # Errors
-    /// When that grows too slowly.
-    pub(super) fn judge(&mut self, acked: Option<u64>, now: Instant) -> Result<(), TooSlow> {
-        let Some(acked) = acked else {
+    /// When it takes that too slowly.
+    pub(super) fn judge(&mut self, sent: Option<Sent>, now: Instant) -> Result<(), TooSlow> {
+        let Some(sent) = sent else {
             self.owes = None;
             return Ok(());
         };
-        let (since, before) = *self.owes.get_or_insert((now, acked));
-        if now.saturating_duration_since(since) < self.rate.window {
+        let Owed { since, then } = *self.owes.get_or_insert(Owed {
+            since: now,
+            then: sent,
+        });
+        // What it has to take now is newer than all that there was then: behind a backend that gives small pieces, and
+        // at the end of a long way, there is always some.
+        let has_taken_all = sent.acked >= then.written;
+        if !has_taken_all && now.saturating_duration_since(since) < self.rate.window {
             return Ok(());
         }
-        self.owes = Some((now, acked));
-        match acked.saturating_sub(before) < self.rate.least {
-            true => Err(TooSlow),
-            false => Ok(()),
+        self.owes = Some(Owed {
+            since: now,
+            then: sent,
+        });
+        match has_taken_all || sent.acked.saturating_sub(then.acked) >= self.rate.least {
+            true => Ok(()),
+            false => Err(TooSlow),
         }
     }
 }
@@ -188,20 +232,26 @@ mod tests {
         MinRate::new(1000, Duration::from_secs(30)).unwrap()
     }
 
+    /// So many bytes, after so long a wait.
+    fn came(pace: &mut Pace, waited: Duration, bytes: u64) -> Result<(), TooSlow> {
+        pace.count(waited, bytes);
+        pace.judge()
+    }
+
     #[test]
     fn a_body_may_be_slow_for_less_than_a_window() {
         let mut pace = Pace::new(rate());
         for _ in 0..9 {
-            assert_eq!(pace.count(SECOND, 1), Ok(()));
+            assert_eq!(came(&mut pace, SECOND, 1), Ok(()));
         }
-        assert_eq!(pace.count(SECOND, 1), Err(TooSlow));
+        assert_eq!(came(&mut pace, SECOND, 1), Err(TooSlow));
     }
 
     #[test]
     fn the_rate_is_kept_in_every_window_not_on_the_whole() {
         let mut pace = Pace::new(rate());
-        assert_eq!(pace.count(SECOND, 1_000_000), Ok(()));
-        let slow = (1..100).find(|_| pace.count(SECOND, 1).is_err());
+        assert_eq!(came(&mut pace, SECOND, 1_000_000), Ok(()));
+        let slow = (1..100).find(|_| came(&mut pace, SECOND, 1).is_err());
         assert!(slow.is_some_and(|at| (10..=11).contains(&at)), "{slow:?}");
     }
 
@@ -210,7 +260,7 @@ mod tests {
         for (step, bytes) in [(SECOND, 1000), (SECOND / 100, 10), (SECOND * 9, 9000)] {
             let mut pace = Pace::new(rate());
             for _ in 0..5000 {
-                assert_eq!(pace.count(step, bytes), Ok(()), "{bytes} in {step:?}");
+                assert_eq!(came(&mut pace, step, bytes), Ok(()), "{bytes} in {step:?}");
             }
         }
     }
@@ -219,19 +269,36 @@ mod tests {
     fn time_in_which_nobody_waits_does_not_count() {
         let mut pace = Pace::new(rate());
         for _ in 0..1000 {
-            assert_eq!(pace.count(Duration::ZERO, 1), Ok(()));
+            assert_eq!(came(&mut pace, Duration::ZERO, 1), Ok(()));
         }
-        pace.waits();
         pace.pauses();
         assert_eq!(pace.arrived(1), Ok(()));
         assert_eq!(pace.waited, Duration::ZERO);
     }
 
     #[test]
+    fn a_wait_that_is_broken_off_counts() {
+        let quick = MinRate::new(1000, Duration::from_millis(20)).unwrap();
+        let mut pace = Pace::new(quick);
+        let start = Instant::now();
+        let slow = loop {
+            match pace.waits() {
+                Ok(()) => {}
+                slow => break slow,
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            pace.pauses();
+            assert!(start.elapsed() < SECOND * 10, "it is never too slow");
+        };
+        assert_eq!(slow, Err(TooSlow));
+        assert_eq!(pace.arrived(1), Err(TooSlow));
+    }
+
+    #[test]
     fn a_gap_longer_than_the_window_empties_it() {
         let mut pace = Pace::new(rate());
-        assert_eq!(pace.count(SECOND, 1_000_000), Ok(()));
-        assert_eq!(pace.count(SECOND * 100, 1), Err(TooSlow));
+        assert_eq!(came(&mut pace, SECOND, 1_000_000), Ok(()));
+        assert_eq!(came(&mut pace, SECOND * 100, 1), Err(TooSlow));
     }
 
     #[test]
@@ -246,13 +313,40 @@ mod tests {
     fn a_client_is_judged_by_what_it_acknowledges_while_it_has_something_to_take() {
         let start = Instant::now();
         let at = |seconds| start + SECOND * seconds;
+        let much = |acked| {
+            Some(Sent {
+                written: 1_000_000,
+                acked,
+            })
+        };
         let mut taking = Taking::new(-1, rate());
-        assert_eq!(taking.judge(Some(0), at(0)), Ok(()));
-        assert_eq!(taking.judge(Some(10_000), at(10)), Ok(()), "just enough");
+        assert_eq!(taking.judge(much(0), at(0)), Ok(()));
+        assert_eq!(taking.judge(much(10_000), at(10)), Ok(()), "just enough");
         assert_eq!(taking.judge(None, at(15)), Ok(()), "it has all there is");
-        assert_eq!(taking.judge(Some(10_000), at(20)), Ok(()));
-        assert_eq!(taking.judge(Some(10_001), at(25)), Ok(()));
-        assert_eq!(taking.judge(Some(19_999), at(30)), Err(TooSlow));
+        assert_eq!(taking.judge(much(10_000), at(20)), Ok(()));
+        assert_eq!(taking.judge(much(10_001), at(25)), Ok(()));
+        assert_eq!(taking.judge(much(19_999), at(30)), Err(TooSlow));
+    }
+
+    #[test]
+    fn a_client_that_takes_the_little_there_is_is_prompt_however_long_its_way() {
+        let start = Instant::now();
+        let mut taking = Taking::new(-1, rate());
+        for look in 0..100 {
+            // 20 octets are on their way whenever one looks, and others each time.
+            let (written, acked) = (look * 100 + 20, look * 100);
+            let now = start + SECOND * 5 * look as u32;
+            assert_eq!(taking.judge(Some(Sent { written, acked }), now), Ok(()));
+        }
+        let (written, acked) = (9_920, 9_901);
+        let behind = Some(Sent { written, acked });
+        let late = |seconds: u32| start + SECOND * (495 + seconds);
+        assert_eq!(taking.judge(behind, late(5)), Ok(()));
+        assert_eq!(
+            taking.judge(behind, late(10)),
+            Err(TooSlow),
+            "it takes no more"
+        );
     }
 
     #[test]

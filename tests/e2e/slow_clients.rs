@@ -187,6 +187,106 @@ fn time_in_which_the_backend_does_not_read_is_not_the_clients() {
 }
 
 #[test]
+fn a_body_that_comes_too_slowly_beside_its_answer_ends_both() {
+    let backend = Upstream::start();
+    let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    let pieces = std::iter::repeat_n(b"1\r\ny\r\n".to_vec(), 400);
+    let answer: Vec<Vec<u8>> = std::iter::once(head).chain(pieces).collect();
+    backend.set_before_body(move |_| Some(Reply::paced(answer.clone(), Duration::from_millis(50))));
+    let gateway = hasty(&backend).start();
+    for (id, piece) in [("trickles", "x"), ("is-silent", "")] {
+        let mut connection = Client::to(gateway.addr()).connect();
+        let post = Request::post("/s/x")
+            .header("X-Request-ID", id)
+            .header("Content-Length", "1000");
+        connection.send(&post.bytes());
+        let start = Instant::now();
+        let every = Duration::from_millis(100);
+        let trickle = (!piece.is_empty()).then(|| connection.trickle(piece, every));
+        let answer = connection.read_to_end();
+        let took = start.elapsed();
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{id}");
+        assert!(took < Duration::from_secs(2) + LATE, "{id}: {took:?}");
+        let line = gateway.access_line(id);
+        let why = line["err"].to_string();
+        assert!(why.contains("the body came too slowly"), "{line}");
+        drop(connection);
+        trickle.map_or(Ok(()), thread::JoinHandle::join).unwrap();
+    }
+}
+
+#[test]
+fn time_in_which_the_client_takes_its_answer_is_no_time_in_which_its_body_is_awaited() {
+    const SIZE: usize = 30_000_000;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let backend = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let mut answer = format!("{head}{SIZE:x}\r\n").into_bytes();
+        answer.extend(vec![b'y'; SIZE]);
+        stream.write_all(&answer).unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"end") {
+            let mut some = [0; 4096];
+            let n = stream.read(&mut some).unwrap();
+            assert!(n > 0, "the request broke off");
+            request.extend_from_slice(&some[..n]);
+        }
+        stream.write_all(b"\r\n0\r\n\r\n").unwrap();
+        // Until the gateway has it.
+        let _ = stream.read(&mut [0]);
+    });
+    let gateway = Conf::of(&[url])
+        .top("server", "{ client_timeout: 2s }")
+        .service("timeout", "60s")
+        .start();
+    let mut connection = taker(gateway.addr());
+    let post = Request::post("/s/x").header("Content-Length", "7").bytes();
+    connection.send(&[post, b"the".to_vec()].concat());
+    // For longer than the window of the body there is always something that it has still to take.
+    const BITE: usize = 300_000;
+    const BITES: usize = 40;
+    for _ in 0..BITES {
+        assert_eq!(connection.read_up_to(BITE).len(), BITE);
+        thread::sleep(Duration::from_millis(100));
+    }
+    connection.send(b" ");
+    let begun = connection.read_up_to(SIZE - BITES * BITE);
+    assert_eq!(begun.len(), SIZE - BITES * BITE, "it was broken off");
+    connection.send(b"end");
+    let rest = connection.read_to_end_of_chunks();
+    assert!(rest.ends_with(b"0\r\n\r\n"));
+    drop(connection);
+    backend.join().unwrap();
+}
+
+#[test]
+fn a_client_that_takes_all_there_is_is_not_slow_however_little_that_is() {
+    let backend = Upstream::start();
+    const PIECES: usize = 4000;
+    backend.set(|_| {
+        let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        let pieces = std::iter::repeat_n(b"1\r\ny\r\n".to_vec(), PIECES);
+        let all = std::iter::once(head).chain(pieces);
+        // They come more often than a machine acknowledges whose application reads later: there is always one on its
+        // way, as there is at the end of a long way.
+        let every = Duration::from_millis(2);
+        Reply::paced(all.chain([b"0\r\n\r\n".to_vec()]), every)
+    });
+    let server = "{ client_timeout: 2s, min_body_rate: 10KiB }";
+    let gateway = hasty(&backend).top("server", server).start();
+    let mut connection = Client::to(gateway.addr()).connect();
+    let get = Request::get("/s/x").header("X-Request-ID", "prompt");
+    connection.send(&get.bytes());
+    within(Duration::from_secs(30), || {
+        (gateway.access_lines_of("prompt") > 0).then_some(())
+    });
+    assert_eq!(gateway.access_line("prompt")["err"], Value::Null);
+    assert_eq!(connection.read_response().body.len(), PIECES);
+}
+
+#[test]
 fn an_answer_that_is_taken_too_slowly_is_broken_off_and_frees_its_backend() {
     let backend = Upstream::start();
     backend.set(|_| Reply::status(200).body(vec![b'x'; 30_000_000]));
@@ -344,6 +444,15 @@ fn idle_and_busy_connections_cost_little() {
     for connection in &mut resting {
         assert_eq!(connection.request(&Request::get("/live")).status, 200);
     }
+}
+
+/// A client into whose buffer not all of a large answer fits.
+fn taker(addr: SocketAddr) -> Connection {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(128 << 10).unwrap();
+    socket.connect(&addr.into()).unwrap();
+    socket.set_tcp_nodelay(true).unwrap();
+    Connection::over(Wire::Plain(socket.into()), Duration::from_secs(10))
 }
 
 /// A connection into whose buffer little fits.

@@ -45,10 +45,10 @@ impl Body {
         // end behind it once more, in front of the next request. h2 bounds how many there may be.
         loop {
             let Poll::Ready(data) = self.stream.poll_data(cx) else {
-                if let Some(pace) = &mut self.pace {
-                    pace.waits();
-                }
-                return Poll::Pending;
+                return match self.pace.as_mut().map_or(Ok(()), Pace::waits) {
+                    Ok(()) => Poll::Pending,
+                    Err(TooSlow) => Poll::Ready(Err(too_slow())),
+                };
             };
             match data {
                 None => return Poll::Ready(Ok(None)),
@@ -61,10 +61,7 @@ impl Body {
 
     fn in_time(&mut self, data: Bytes) -> Result<Bytes> {
         match self.pace.as_mut().map(|pace| pace.arrived(data.len())) {
-            Some(Err(TooSlow)) if !self.stream.is_end_stream() => {
-                let why = "the body came too slowly";
-                Err(Error::explain(ErrorType::ReadTimedout, why).into_down())
-            }
+            Some(Err(TooSlow)) if !self.stream.is_end_stream() => Err(too_slow()),
             _ => Ok(data),
         }
     }
@@ -114,6 +111,10 @@ impl Body {
     pub fn kept(&self) -> Option<Bytes> {
         self.again.as_ref()?.whole()
     }
+}
+
+fn too_slow() -> Box<Error> {
+    Error::explain(ErrorType::ReadTimedout, "the body came too slowly").into_down()
 }
 
 // === impl Again ===

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use pingora::protocols::l4::ext::get_tcp_info;
 
-use crate::connection::pace::{MinRate, Taking, TooSlow};
+use crate::connection::pace::{MinRate, Sent, Taking, TooSlow};
 use crate::policies::Times;
 
 pub struct Rest {
@@ -48,10 +48,13 @@ impl Rest {
         let Some(rate) = rate else {
             return Look::TooSlow;
         };
-        let acked = info.map_or(sent, |info| info.tcpi_bytes_acked);
+        let sent = Sent {
+            written: u64::MAX, // there is more to come until all is taken
+            acked: info.map_or(sent, |info| info.tcpi_bytes_acked),
+        };
         let socket = self.socket;
         let taking = self.taking.get_or_insert_with(|| Taking::new(socket, rate));
-        match taking.judge(Some(acked), now) {
+        match taking.judge(Some(sent), now) {
             Ok(()) => Look::Taking,
             Err(TooSlow) => Look::TooSlow,
         }
