@@ -344,10 +344,11 @@ impl ProxyHttp for Gateway {
             e.set_retry(false);
             return e;
         }
-        if exchange.was_ended().is_some() {
+        if let Some(end) = exchange.was_ended() {
             let error = exchange.cut_short();
             exchange.abandon();
-            ctx.refusal = Some(Refusal::InvalidToken);
+            let service = ctx.route.as_ref().map_or("", |route| &*route.service.name);
+            ctx.refusal = Some(verdict::ended(end, service));
             return error.unwrap_or(e);
         }
         let blame = verdict::blame(&e, session, whole, exchange.was_cut(), client_reused);

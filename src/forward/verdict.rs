@@ -8,6 +8,7 @@ use pingora::{Error, ErrorSource, ErrorType, RetryType};
 use pingora_proxy::Session;
 
 use super::retry::Failure;
+use crate::connection::End;
 use crate::reply::Refusal;
 
 /// The time was over on a connection to a backend that others share. A read time-out by Pingora's own name would mean to it
@@ -46,6 +47,18 @@ pub fn refusal(error: &Error, service: &str) -> Option<Refusal> {
             _ => Refusal::BadGateway,
         }),
         (ErrorSource::Internal | ErrorSource::Unset, _) => Some(Refusal::Internal),
+    }
+}
+
+/// What a client is told whose answer was ended by us before it had begun.
+pub fn ended(end: End, service: &str) -> Refusal {
+    match end {
+        End::Revoked | End::KeyChanged | End::Expired => Refusal::InvalidToken,
+        // Another process may serve it, with the same credentials.
+        End::Draining | End::Idle => Refusal::Unavailable {
+            service: service.into(),
+            retry_after_secs: 1,
+        },
     }
 }
 
@@ -156,5 +169,16 @@ mod tests {
             assert_eq!(told, Some(504));
         }
         assert_ne!(shared.etype(), own.etype(), "Pingora is to tell them apart");
+    }
+
+    #[test]
+    fn only_who_has_no_good_credentials_is_told_to_get_others() {
+        let status = |end| ended(end, "events").parts().status.as_u16();
+        for end in [End::Revoked, End::KeyChanged, End::Expired] {
+            assert_eq!(status(end), 401, "{end:?}");
+        }
+        for end in [End::Draining, End::Idle] {
+            assert_eq!(status(end), 503, "{end:?}");
+        }
     }
 }
