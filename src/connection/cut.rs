@@ -216,7 +216,9 @@ impl Cut {
     }
 
     fn micros(&self, at: Instant) -> u64 {
-        at.saturating_duration_since(self.epoch).as_micros() as u64
+        let micros = at.saturating_duration_since(self.epoch).as_micros();
+        // What is further away than can be told is so for ever.
+        u64::try_from(micros).unwrap_or(NEVER)
     }
 
     /// Does what the moment asks for.
@@ -330,5 +332,21 @@ impl<F: Future + Unpin> Future for Watched<'_, F> {
             }
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_that_last_longer_than_can_be_told_do_not_end_now() {
+        let start = Instant::now();
+        let cut = Cut::new(start);
+        let soon = start + Duration::from_secs(5);
+        cut.expires(Some(soon));
+        assert_eq!(cut.next_moment(), Some(soon));
+        cut.expires(Some(soon + Duration::from_micros(u64::MAX)));
+        assert_eq!(cut.next_moment(), None);
     }
 }
