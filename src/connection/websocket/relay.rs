@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use super::frames::{self, Fault, Frames, LONGEST_HEADER, Rest, Rules, Side};
+use super::frames::{self, Fault, Frames, Rest, Rules, Side};
 use super::{Link, Terms, Why};
 
 /// Beside the stream of a connection that asked to become a WebSocket.
@@ -52,6 +52,9 @@ struct Way {
     /// Nobody knows where its next frame begins.
     lost: bool,
 }
+
+/// For what is put into a read at most: a header that was held back and a byte behind it, or a Close of ours.
+const LEAST_ROOM: usize = 64;
 
 const END_OF_HEAD: &[u8; 4] = b"\r\n\r\n";
 
@@ -191,7 +194,7 @@ impl Open {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if buf.remaining() <= LONGEST_HEADER {
+        if buf.remaining() < LEAST_ROOM {
             return Poll::Ready(Err(io::Error::other("the buffer is too small for a frame")));
         }
         loop {
@@ -269,7 +272,7 @@ impl Open {
             return Poll::Ready(Ok(data.len()));
         }
         if !self.outgoing.held.is_empty() {
-            return Poll::Ready(Ok(self.complete_header(data, terms)));
+            return Poll::Ready(Ok(self.complete_header(data, link, terms)));
         }
         let mut after = self.outgoing.frames;
         let (mut passed, fault) = after.walk(data, Rest::Hold);
@@ -318,7 +321,7 @@ impl Open {
     }
 
     /// Takes what is missing of the header that was held back, and lets it pass. Returns how much that was.
-    fn complete_header(&mut self, data: &[u8], terms: &Terms) -> usize {
+    fn complete_header(&mut self, data: &[u8], link: &Link, terms: &Terms) -> usize {
         let way = &mut self.outgoing;
         for (i, byte) in data.iter().enumerate() {
             way.held.push(*byte);
@@ -331,6 +334,7 @@ impl Open {
             if passed > 0 {
                 way.frames = after;
                 way.staged.append(&mut way.held);
+                self.has_sent(passed, link, terms);
                 return i + 1;
             }
         }
@@ -481,3 +485,6 @@ impl Way {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests;

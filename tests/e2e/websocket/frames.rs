@@ -167,3 +167,29 @@ fn compressed_messages_pass_where_both_ends_agreed_on_them() {
     plain.send(&compressed);
     assert_eq!(read_close(&mut plain), 1002);
 }
+
+#[test]
+fn a_close_whose_header_comes_in_two_pieces_is_the_end_as_any_other() {
+    let backend = Upstream::start();
+    let head = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Accept: {ACCEPT}\r\n\r\n"
+    );
+    backend.set(move |_| {
+        let pieces = [head.clone().into_bytes(), vec![0x88], vec![0]];
+        Reply::paced(pieces, Duration::from_millis(100)).then_hang()
+    });
+    let gateway = Conf::at(&[backend.addr()])
+        .route("websocket", "{}")
+        .top("streams", "{ drain_grace: 0s }")
+        .start();
+    let mut connection = Client::to(gateway.addr()).connect();
+    let answer = connection.request(&handshake("/s/a").header("X-Request-ID", "in-two"));
+    assert_eq!(answer.status, 101);
+    assert_eq!(read_frame(&mut connection), (0x88, Vec::new()));
+    gateway.signal(15);
+    assert_eq!(connection.read_to_end(), b"", "it was told already");
+    let line = gateway.access_line("in-two");
+    assert_eq!(line["closeCode"], 1005, "{line}");
+    assert_eq!(line["responseBytes"], 2, "{line}");
+}
