@@ -1,9 +1,11 @@
 //! The background task that asks whether what is open may stay open.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::{StreamExt, stream};
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 
@@ -18,6 +20,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Before Redis is asked again for a key that it could not tell of.
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// Keys that are asked for at once.
+const AT_ONCE: usize = 32;
+
 impl Ask {
     /// Returns whether all could be found out.
     async fn ask_for_keys(&self) -> bool {
@@ -25,18 +30,20 @@ impl Ask {
         let Some(rule) = streams.rule.load_full() else {
             return true;
         };
-        let mut all = true;
-        for (digest, given) in streams.doubtful_keys() {
+        let all = AtomicBool::new(true);
+        let keys = stream::iter(streams.doubtful_keys());
+        let asked = keys.for_each_concurrent(AT_ONCE, async |(digest, given)| {
             match rule.keys.find(&given.as_given()).await {
                 Ok(holder) => streams.settle(digest, Some(&holder)),
                 Err(AuthError::CannotTell) => {
-                    streams.doubt(|other| other.digest() == digest);
-                    all = false;
+                    streams.doubt(digest);
+                    all.store(false, Relaxed);
                 }
                 Err(_) => streams.settle(digest, None),
             }
-        }
-        all
+        });
+        asked.await;
+        all.into_inner()
     }
 }
 

@@ -8,7 +8,7 @@ mod ask;
 mod config;
 mod places;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,8 @@ pub struct Rule {
 #[derive(Default)]
 struct Open {
     streams: HashMap<u64, Stream, ahash::RandomState>,
+    /// Those with an API key, by it: thousands of keys may be asked for at once.
+    keyed: BTreeSet<(Digest, u64)>,
     /// The number of the next one.
     next: u64,
     /// The process ends, and the grace is over: what comes now ends at once.
@@ -143,7 +145,7 @@ impl Streams {
     /// Another configuration is in force. An API key that it does not know any more ends what is open with it.
     pub fn obey(&self, rule: Rule) {
         self.rule.store(Some(Arc::new(rule)));
-        self.ask_for(|_| true);
+        self.ask_for_all();
     }
 
     /// # Errors
@@ -188,8 +190,8 @@ impl Streams {
             cut.order(End::Draining);
         }
         // It may have been revoked since its caller was identified; what comes after this finds it among the others.
-        let stream = open.streams.entry(number).or_insert(stream);
-        self.ask(stream);
+        self.ask(&stream);
+        open.insert(number, stream);
         drop(open);
         if is_doubtful {
             self.doubts.notify_one();
@@ -229,23 +231,33 @@ impl Streams {
         }
     }
 
-    fn ask_for(&self, is_it: impl Fn(&GivenKey) -> bool) {
-        if self.doubt(is_it) {
+    fn ask_for(&self, digest: Digest) {
+        if self.doubt(digest) {
             self.doubts.notify_one();
         }
     }
 
-    /// Returns whether there is such a stream.
-    fn doubt(&self, is_it: impl Fn(&GivenKey) -> bool) -> bool {
+    fn ask_for_all(&self) {
         let mut any = false;
         for stream in self.open.lock().streams.values_mut() {
-            let key = stream.credentials.key.as_ref();
-            if key.is_some_and(|key| is_it(&key.given)) {
+            stream.doubtful = stream.credentials.key.is_some();
+            any |= stream.doubtful;
+        }
+        if any {
+            self.doubts.notify_one();
+        }
+    }
+
+    /// Returns whether there is a stream with this key.
+    fn doubt(&self, digest: Digest) -> bool {
+        let mut open = self.open.lock();
+        let numbers = open.with_key(digest);
+        for number in &numbers {
+            if let Some(stream) = open.streams.get_mut(number) {
                 stream.doubtful = true;
-                any = true;
             }
         }
-        any
+        !numbers.is_empty()
     }
 
     /// The keys of the doubtful ones, each once. They are doubtful no longer.
@@ -263,23 +275,45 @@ impl Streams {
     /// What has come of asking for a key: its holder, or that there is none.
     fn settle(&self, digest: Digest, holder: Option<&Caller>) {
         let open = self.open.lock();
-        for stream in open.streams.values() {
-            let Some(key) = &stream.credentials.key else {
+        for number in open.with_key(digest) {
+            let Some(stream) = open.streams.get(&number) else {
                 continue;
             };
-            if key.given.digest() != digest {
-                continue;
-            }
-            match holder {
-                Some(holder) if holder.may_the_same_as(&key.holder) => {
+            let key = stream.credentials.key.as_ref();
+            match holder.filter(|holder| key.is_some_and(|key| holder.may_the_same_as(&key.holder)))
+            {
+                Some(holder) => {
                     let until = instant(holder.until);
                     let others = stream.credentials.token.as_ref();
                     let token = others.and_then(|token| instant(token.caller.until));
                     stream.cut.expires(until.into_iter().chain(token).min());
                 }
-                _ => stream.cut.order(End::KeyChanged),
+                None => stream.cut.order(End::KeyChanged),
             }
         }
+    }
+}
+
+// === impl Open ===
+
+impl Open {
+    fn insert(&mut self, number: u64, stream: Stream) {
+        if let Some(key) = &stream.credentials.key {
+            self.keyed.insert((key.given.digest(), number));
+        }
+        self.streams.insert(number, stream);
+    }
+
+    fn remove(&mut self, number: u64) {
+        let key = self.streams.remove(&number).and_then(|s| s.credentials.key);
+        if let Some(key) = key {
+            self.keyed.remove(&(key.given.digest(), number));
+        }
+    }
+
+    fn with_key(&self, digest: Digest) -> Vec<u64> {
+        let numbers = self.keyed.range((digest, 0)..=(digest, u64::MAX));
+        numbers.map(|(_, number)| *number).collect()
     }
 }
 
@@ -287,19 +321,19 @@ impl Streams {
 impl Remembers for Streams {
     fn forget(&self, key: &[u8]) {
         if let Some(digest) = digest_of(key) {
-            self.ask_for(|given| given.digest() == digest);
+            self.ask_for(digest);
         }
     }
 
     fn forget_all(&self) {
-        self.ask_for(|_| true);
+        self.ask_for_all();
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         // Orders are given under the lock: none comes after this.
-        self.streams.open.lock().streams.remove(&self.number);
+        self.streams.open.lock().remove(self.number);
         self.cut.unwatch();
         self.streams.gauges[self.kind as usize].dec();
     }
@@ -345,3 +379,6 @@ fn instant(until: Option<i64>) -> Option<Instant> {
     let until = u64::try_from(until?).unwrap_or(0).saturating_mul(1000);
     Instant::now().checked_add(Duration::from_millis(until.saturating_sub(now)))
 }
+
+#[cfg(test)]
+mod tests;
