@@ -86,7 +86,7 @@ impl Gateway {
                 None
             }
             // A route may know other origins for its WebSockets.
-            Err(foreign) if websocket::is_upgrade(fields) => Some(foreign),
+            Err(foreign) if method == Method::GET && websocket::is_upgrade(fields) => Some(foreign),
             Err(foreign) => return Err(foreign.into()), // 403
         };
         let host = fields

@@ -486,3 +486,24 @@ fn a_client_that_gives_up_its_handshake_is_no_fault_of_the_backend() {
     let aborted = gateway.metric(r#"upstream_attempts_total{outcome="aborted",service="s"}"#);
     assert_eq!(aborted, 1.0);
 }
+
+#[test]
+fn only_a_handshake_waits_for_its_routes_origins() {
+    let chat = Chat::start();
+    let gateway = in_front_of(&chat)
+        .top("cors", "{ allowed_origins: ['https://app.example'] }")
+        .start();
+    for (method, target) in [
+        ("OPTIONS", "/s/a"),
+        ("POST", "/nowhere"),
+        ("DELETE", "/s/a"),
+    ] {
+        let response = Request::method(method, target)
+            .header("Connection", "Upgrade")
+            .header("Upgrade", "websocket")
+            .header("Origin", "https://evil.example")
+            .header("Access-Control-Request-Method", "GET")
+            .send_to(gateway.addr());
+        assert_eq!(response.status, 403, "{method} {target}");
+    }
+}
