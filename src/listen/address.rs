@@ -32,13 +32,7 @@ impl Address {
     pub fn bind(&self, reuse_port: bool) -> io::Result<(Socket, Self)> {
         match self {
             Self::Inet(wanted) => {
-                let socket = Socket::new(Domain::for_address(*wanted), Type::STREAM, None)?;
-                socket.set_nonblocking(true)?;
-                socket.set_reuse_address(true)?;
-                if reuse_port {
-                    socket.set_reuse_port(true)?;
-                }
-                socket.bind(&(*wanted).into())?;
+                let socket = bind_inet(*wanted, reuse_port)?;
                 let address = socket.local_addr()?.as_socket().unwrap_or(*wanted);
                 Ok((socket, Self::Inet(address)))
             }
@@ -53,6 +47,17 @@ impl Address {
             }
         }
     }
+}
+
+pub fn bind_inet(wanted: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(wanted), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    if reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    socket.bind(&wanted.into())?;
+    Ok(socket)
 }
 
 /// Takes away the socket that a process has left behind; one that somebody listens on, and what is no socket, stays.

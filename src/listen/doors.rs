@@ -30,7 +30,8 @@ struct Listening {
     key: Key,
     /// In the order of the configuration.
     number: usize,
-    socket: Weak<dyn AsFd + Send + Sync>,
+    /// One for each of its queues.
+    sockets: Vec<Weak<dyn AsFd + Send + Sync>>,
 }
 
 /// What the doors do.
@@ -43,7 +44,7 @@ pub enum State {
     Paused,
 }
 
-/// Sockets that are to listen, and that do.
+/// Addresses that are to be listened on, and that are.
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
     expected: usize,
@@ -91,7 +92,7 @@ impl Doors {
         });
     }
 
-    /// One more socket will listen. Gives its number.
+    /// One more address will be listened on. Gives its number.
     pub fn expect_one(&self) -> usize {
         let mut number = 0;
         self.count.send_modify(|count| {
@@ -121,14 +122,20 @@ impl Doors {
         self.given.lock().extend(sockets);
     }
 
-    pub fn take(&self, key: &Key) -> Option<OwnedFd> {
+    /// Those that were given for this.
+    pub fn take(&self, key: &Key) -> Vec<OwnedFd> {
         let mut given = self.given.lock();
-        let place = given.iter().position(|(of, _)| of == key)?;
-        Some(given.swap_remove(place).1)
+        let taken = given.extract_if(.., |(of, _)| of == key);
+        taken.map(|(_, socket)| socket).collect()
     }
 
-    /// Clients are let in by this from now on, as long as it is held.
-    pub fn listens(&self, key: Key, number: usize, socket: Weak<dyn AsFd + Send + Sync>) {
+    /// Clients are let in by these from now on, as long as they are held.
+    pub fn listens(
+        &self,
+        key: Key,
+        number: usize,
+        sockets: impl Iterator<Item = Weak<dyn AsFd + Send + Sync>>,
+    ) {
         let mut listening = self.listening.lock();
         let place = listening.partition_point(|other| other.number < number);
         listening.insert(
@@ -136,20 +143,23 @@ impl Doors {
             Listening {
                 key,
                 number,
-                socket,
+                sockets: sockets.collect(),
             },
         );
         drop(listening);
         self.count.send_modify(|count| count.listening += 1);
     }
 
-    /// Waits until every socket listens. Those that were given and that nobody wants are closed then.
+    /// Waits until all addresses are listened on. Sockets that were given and that nobody wants are closed
+    /// then.
     pub async fn all_listen(&self) {
         let mut count = self.count.subscribe();
         let all = |count: &Count| count.listening >= count.expected;
         // It cannot be gone while `self` is there.
         let _ = count.wait_for(all).await;
-        for (key, _) in self.given.lock().drain(..) {
+        let mut given = std::mem::take(&mut *self.given.lock());
+        given.dedup_by(|(one, _), (other, _)| one == other);
+        for (key, _) in given {
             log::info!("{} is not listened on any more", key.address);
         }
     }
@@ -165,9 +175,10 @@ impl Doors {
     /// The sockets that listen.
     pub fn held(&self) -> Vec<(Key, Arc<dyn AsFd + Send + Sync>)> {
         let listening = self.listening.lock();
-        let held = listening
-            .iter()
-            .filter_map(|Listening { key, socket, .. }| Some((key.clone(), socket.upgrade()?)));
+        let held = listening.iter().flat_map(|Listening { key, sockets, .. }| {
+            let sockets = sockets.iter().filter_map(Weak::upgrade);
+            sockets.map(|socket| (key.clone(), socket))
+        });
         held.collect()
     }
 }

@@ -1,5 +1,6 @@
 //! What a connection passes before its first request is read: how many are open, who speaks for it, TLS.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +10,10 @@ use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
 use pingora_timeout::timeout;
 
+use super::accept::Accepted;
 use super::caps::{Caps, Reason, Visit};
 use super::proxy_protocol::{self, Progress};
-use super::socket::{NOBODY, Socket, Wire};
+use super::socket::{NOBODY, Socket};
 use super::tls::{Tls, Unfinished};
 use crate::policies::InForce;
 
@@ -37,20 +39,25 @@ const LAST_CALL: Duration = Duration::from_secs(1);
 
 impl Entrance {
     /// Gives a connection to the application, in a task of its own; or resets it when it is one too many.
+    ///
+    /// # Errors
+    /// When it cannot be served for want of memory.
     pub fn let_in<A: ServerApp + Send + Sync + 'static>(
         self: &Arc<Self>,
-        wire: Wire,
-        peer: Option<SocketAddr>,
+        accepted: Accepted,
         app: &Arc<A>,
         shutdown: &ShutdownWatch,
-    ) {
+    ) -> io::Result<()> {
+        let peer = accepted.peer;
         let visit = match self.count(peer) {
             Ok(visit) => visit,
             Err(reason) => {
                 self.refuse(reason, peer, None);
-                return wire.reset();
+                accepted.reset();
+                return Ok(());
             }
         };
+        let wire = accepted.open()?;
         let (entrance, app, shutdown) = (self.clone(), app.clone(), shutdown.clone());
         tokio::spawn(async move {
             let mut visit = visit;
@@ -64,6 +71,7 @@ impl Entrance {
                 stream = app.process_new(again, &shutdown).await;
             }
         });
+        Ok(())
     }
 
     /// Nothing is to be read before the first request.

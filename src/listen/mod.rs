@@ -3,34 +3,32 @@
 //! The loop is ours and not Pingora's: what a connection must pass before a byte of it is read (how many are open, who
 //! speaks for it, TLS) stands here, and a new process can take the sockets over while nothing is lost.
 
+mod accept;
 mod address;
 mod caps;
 mod config;
 mod doors;
 mod entrance;
 mod proxy_protocol;
+mod queues;
 mod socket;
 pub mod tls;
 
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd};
-use std::sync::{Arc, Weak};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::FutureExt;
 use pingora::apps::ServerApp;
 use pingora::protocols::l4::ext::set_tcp_fastopen_backlog;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use socket2::TcpKeepalive;
-use tokio::net::{TcpListener, UnixListener};
-
-use tokio::sync::watch;
 
 use crate::observe::access_log::Logger;
 use crate::state::Home;
+use accept::Listener;
 pub use address::Address;
 pub use caps::{Caps, Refusals};
 pub use config::{
@@ -38,17 +36,17 @@ pub use config::{
 };
 pub use doors::{Doors, Key, State};
 pub use entrance::Entrance;
-use socket::Wire;
+pub use queues::of_each as queues_of_each;
 
-/// A socket that is bound, and does not listen yet: no client can meet it, and another one at the port shows.
+/// An address that is bound, and not listened on yet: no client can meet it, and another one at the port shows.
 pub struct Bound {
     /// Its name is what the log calls it.
     key: Key,
     /// Among all of the process, in the order of the configuration.
     number: usize,
     is_unix: bool,
-    /// `None`: the process that this one replaces will give it.
-    socket: Option<socket2::Socket>,
+    /// None: the process that this one replaces will give them.
+    sockets: Vec<socket2::Socket>,
 }
 
 /// A socket, and what its connections are asked for.
@@ -58,34 +56,26 @@ pub struct Door {
     pub entrance: Entrance,
 }
 
-/// A socket that listens.
-enum Listener {
-    Tcp(Arc<TcpListener>),
-    Unix(Arc<UnixListener>),
-}
-
 /// Between two keep-alive probes, and how many of them a dead client leaves unanswered (tcp(7)): it is gone a minute
 /// after the first.
 const PROBE_INTERVAL: Duration = Duration::from_secs(15);
 const PROBES: u32 = 4;
-
-/// Connections that are accepted in a row.
-const AT_ONCE: usize = 64;
-
-/// After a connection could not be accepted for want of descriptors or memory.
-const OUT_OF_BREATH: Duration = Duration::from_millis(50);
 
 /// For the log, before the process ends for want of a socket.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl Bound {
     /// Finds a port for port 0, and says at once, and clearly, when another process has the wanted one.
+    ///
+    /// `queues`: of a port that is not shared with other processes.
+    ///
     /// # Errors
     /// When it cannot be had.
     pub fn to(
         name: Option<&'static str>,
         wanted: &Address,
         reuse_port: bool,
+        queues: usize,
         doors: &Doors,
     ) -> Result<Self, String> {
         let number = doors.expect_one();
@@ -96,12 +86,17 @@ impl Bound {
                 key,
                 number,
                 is_unix,
-                socket: None,
+                sockets: Vec::new(),
             });
         }
-        let (socket, address) = wanted
-            .bind(reuse_port)
-            .map_err(|e| format!("cannot listen on {wanted}: {e}"))?;
+        let bound = wanted.bind(reuse_port).and_then(|(socket, address)| {
+            let sockets = match address {
+                Address::Inet(at) if !reuse_port => queues::widen(socket, at, queues)?,
+                _ => vec![socket],
+            };
+            Ok((sockets, address))
+        });
+        let (sockets, address) = bound.map_err(|e| format!("cannot listen on {wanted}: {e}"))?;
         let address = address.to_string();
         Ok(Self {
             key: Key {
@@ -111,33 +106,44 @@ impl Bound {
             },
             number,
             is_unix,
-            socket: Some(socket),
+            sockets,
         })
     }
 
     /// From now on clients are let in; to be called where the runtime is that serves them.
-    fn listen(self, tcp: &Tcp, doors: &Doors) -> io::Result<Listener> {
-        let given = || doors.take(&self.key).map(socket2::Socket::from);
-        let Some(socket) = self.socket.or_else(given) else {
-            return Err(io::Error::other("it was not handed over"));
-        };
-        socket.set_nonblocking(true)?;
-        if !self.is_unix {
-            tcp.set(&socket)?;
+    fn listen(self, tcp: &Tcp, doors: &Doors) -> io::Result<Vec<Listener>> {
+        let Self {
+            key,
+            number,
+            is_unix,
+            mut sockets,
+        } = self;
+        if sockets.is_empty() {
+            let given = doors.take(&key).into_iter();
+            sockets.extend(given.map(socket2::Socket::from));
         }
-        // It may be in use already: then only the length of its queue changes.
-        socket.listen(tcp.backlog)?;
-        let (listener, held): (_, Weak<dyn AsFd + Send + Sync>) = if self.is_unix {
-            let listener = Arc::new(UnixListener::from_std(socket.into())?);
-            let held = Arc::downgrade(&listener);
-            (Listener::Unix(listener), held)
-        } else {
-            let listener = Arc::new(TcpListener::from_std(socket.into())?);
-            let held = Arc::downgrade(&listener);
-            (Listener::Tcp(listener), held)
-        };
-        doors.listens(self.key, self.number, held);
-        Ok(listener)
+        if sockets.is_empty() {
+            return Err(io::Error::other("it was not handed over"));
+        }
+        for socket in &sockets {
+            socket.set_nonblocking(true)?;
+            if !is_unix {
+                tcp.set(socket)?;
+            }
+            // It may be in use already: then only the length of its queue changes.
+            socket.listen(tcp.backlog)?;
+        }
+        if sockets.len() > 1
+            && let Err(e) = queues::divide(&sockets)
+        {
+            log::warn!("clients of {} do not wait apart: {e}", key.address);
+        }
+        let listeners = sockets
+            .into_iter()
+            .map(|socket| Listener::new(socket.into(), is_unix))
+            .collect::<io::Result<Vec<_>>>()?;
+        doors.listens(key, number, listeners.iter().map(Listener::held));
+        Ok(listeners)
     }
 }
 
@@ -159,22 +165,6 @@ impl Tcp {
                 .map_err(io::Error::other)?;
         }
         Ok(())
-    }
-}
-
-impl Listener {
-    /// The next connection, and its client's address where it has one.
-    async fn accept(&self) -> io::Result<(Wire, Option<SocketAddr>)> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, peer) = listener.accept().await?;
-                Ok((Wire::Tcp(stream), Some(peer)))
-            }
-            Self::Unix(listener) => {
-                let (stream, _) = listener.accept().await?;
-                Ok((Wire::Unix(stream), None))
-            }
-        }
     }
 }
 
@@ -214,7 +204,7 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Listen<A> {
             } = door;
             let Key { name, address, .. } = bound.key.clone();
             match bound.listen(&self.tcp, &self.keeper) {
-                Ok(listener) => {
+                Ok(listeners) => {
                     self.logger.write(log::Level::Info, |line| {
                         line.text("context", "server");
                         line.text("listener", &name);
@@ -222,13 +212,16 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Listen<A> {
                         line.text("protocol", protocol.name());
                         line.text("msg", "listening");
                     });
-                    doors.push(accept(
-                        listener,
-                        Arc::new(entrance),
-                        self.app.clone(),
-                        shutdown.clone(),
-                        self.keeper.state(),
-                    ));
+                    let entrance = Arc::new(entrance);
+                    for listener in listeners {
+                        // Tasks of their own: while one empties the queue that somebody floods, the others go on.
+                        doors.push(tokio::spawn(listener.serve(
+                            entrance.clone(),
+                            self.app.clone(),
+                            shutdown.clone(),
+                            self.keeper.state(),
+                        )));
+                    }
                 }
                 // Another process has listened on it between binding and this: nothing is served half.
                 Err(e) => {
@@ -249,52 +242,4 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Listen<A> {
     fn threads(&self) -> Option<usize> {
         self.threads
     }
-}
-
-/// Accepts until the process is told to end.
-async fn accept<A: ServerApp + Send + Sync + 'static>(
-    listener: Listener,
-    entrance: Arc<Entrance>,
-    app: Arc<A>,
-    mut shutdown: ShutdownWatch,
-    mut state: watch::Receiver<State>,
-) {
-    loop {
-        let is_open = *state.borrow_and_update() == State::Open;
-        let accepted = tokio::select! {
-            accepted = listener.accept(), if is_open => Some(accepted),
-            Ok(()) = state.changed() => continue,
-            _ = shutdown.wait_for(|down| *down) => None,
-        };
-        let Some(accepted) = accepted else {
-            // Who was let into the queue is served; when another process has the socket, it does that.
-            while is_open && let Some(Ok((wire, peer))) = listener.accept().now_or_never() {
-                entrance.let_in(wire, peer, &app, &shutdown);
-            }
-            return;
-        };
-        // Who waits behind it is taken at once: a queue that fills faster than it is emptied turns others away.
-        let (mut next, mut left) = (Some(accepted), AT_ONCE);
-        while let Some(accepted) = next.take() {
-            match accepted {
-                Ok((wire, peer)) => entrance.let_in(wire, peer, &app, &shutdown),
-                Err(e) if is_of_one_connection(&e) => {}
-                Err(e) => {
-                    log::error!("a connection cannot be accepted: {e}");
-                    tokio::time::sleep(OUT_OF_BREATH).await;
-                    break;
-                }
-            }
-            left -= 1;
-            if left > 0 {
-                next = listener.accept().now_or_never();
-            }
-        }
-    }
-}
-
-/// Whether the fault is that of the connection that would have been accepted (accept(2)).
-fn is_of_one_connection(e: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    matches!(e.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }

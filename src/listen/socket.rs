@@ -18,7 +18,6 @@ use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType,
 };
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -188,12 +187,6 @@ impl AsyncWrite for Socket {
 // === impl Wire ===
 
 impl Wire {
-    /// Ends the connection with a reset: nothing of it stays in the kernel, and its client knows at once.
-    pub fn reset(self) {
-        // One that cannot be set is gone already.
-        let _ = SockRef::from(&self).set_linger(Some(Duration::ZERO));
-    }
-
     fn fd(&self) -> RawFd {
         self.as_fd().as_raw_fd()
     }

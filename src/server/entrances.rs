@@ -10,6 +10,7 @@ use crate::connection::{Front, Redirect};
 use crate::listen::tls::{Loaded, Tls};
 use crate::listen::{
     Address, Bound, Caps, Door, Doors, Entrance, Listen, Listeners, Protocol, Refusals, Tcp,
+    queues_of_each,
 };
 use crate::observe::access_log::Logger;
 use crate::ops::Private;
@@ -63,10 +64,11 @@ impl Entrances {
             Refusals::new(&metrics.connections_refused, logger.clone()),
         ));
         let (mut doors, mut redirects) = (Vec::new(), Vec::new());
+        let queues = queues_of_each(wanted.len());
         for wanted in wanted {
             let protocol = wanted.protocol;
             let door = Door {
-                bound: Bound::to(wanted.name, &wanted.address, tcp.reuse_port, keeper)?,
+                bound: Bound::to(wanted.name, &wanted.address, tcp.reuse_port, queues, keeper)?,
                 protocol,
                 entrance: Entrance {
                     caps: Some(caps.clone()),
@@ -119,7 +121,7 @@ pub fn private(
         name: "private",
         threads: Some(1),
         doors: vec![Door {
-            bound: Bound::to(Some("private"), &Address::Inet(address), false, keeper)?,
+            bound: Bound::to(Some("private"), &Address::Inet(address), false, 1, keeper)?,
             protocol: Protocol::Http,
             entrance: Entrance::default(),
         }],
