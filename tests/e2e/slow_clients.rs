@@ -342,6 +342,8 @@ fn a_thousand_slow_clients_are_no_matter_to_another_and_are_gone_in_time() {
         .service("timeout", "60s")
         .start();
     let addr = gateway.addr();
+    // Those that it was awaited with are gone.
+    gateway.wait_metric("downstream_connections", |open| open == 0.0);
     let (before, connections) = (
         gateway.memory_kb(),
         gateway.metric("downstream_connections"),
