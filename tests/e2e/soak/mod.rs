@@ -23,7 +23,7 @@ const WARM: usize = 4;
 
 const CONNECTIONS: &str = "downstream_connections";
 const TASKS: &str = "runtime_tasks";
-const RELOADS: &str = r#"config_reloads_total{outcome="ok"}"#;
+const RELOADS: &str = r#"config_reloads_total{outcome="reloaded"}"#;
 
 #[test]
 fn memory_stays_flat_and_nothing_is_left_over() {
@@ -140,6 +140,7 @@ services:
   h: {{ url: '{}', http2: true }}
 health: {{ enabled: false }}
 limits: {{ enabled: false }}
+auth: {{ failures: {{ max: 1000000, window: 60s }} }}
 streams: {{ per_user: 0, drain_grace: 1s }}
 routes:
   - {{ path: '/public/*', service: s, auth: public }}
