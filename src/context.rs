@@ -18,6 +18,7 @@ use crate::connection::streams::{Place, Watch};
 use crate::connection::websocket::Link;
 use crate::forward::deadline::Deadline;
 use crate::forward::exchange::Exchange;
+use crate::inner;
 use crate::observe::registry::InProgress;
 use crate::observe::trace::Trace;
 use crate::ops::Endpoint;
@@ -32,6 +33,8 @@ pub struct Ctx {
     pub start: Instant,
     /// What it is judged by, in all phases. (new)
     pub policies: Arc<Policies>,
+    /// It is one of the gateway's own. (early_request_filter)
+    pub inner: Option<Box<inner::Origin>>,
     /// (admit)
     pub request_id: HeaderValue,
     /// (admit)
@@ -46,6 +49,8 @@ pub struct Ctx {
     pub trace: Option<Trace>,
     /// One of the gateway's own paths was asked for. (admit)
     pub endpoint: Option<Endpoint>,
+    /// Several requests in one were asked for. (admit)
+    pub is_batch: bool,
     /// (admit)
     pub route: Option<Arc<Route>>,
     /// (admit)
@@ -95,6 +100,7 @@ impl Ctx {
         Self {
             start: Instant::now(),
             policies,
+            inner: None,
             request_id: HeaderValue::from_static(""),
             client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             client_text: HeaderValue::from_static(""),
@@ -102,6 +108,7 @@ impl Ctx {
             origin: Origin::None,
             trace: None,
             endpoint: None,
+            is_batch: false,
             route: None,
             method: None,
             target: None,
@@ -180,6 +187,11 @@ impl Ctx {
             trace: self.trace.as_ref(),
             deadline: self.deadline.ok_or(Refusal::Internal)?,
         })
+    }
+
+    /// What it asks for an aggregate, if it is one of the gateway's own that does.
+    pub fn source(&self) -> Option<&str> {
+        self.inner.as_ref()?.source.as_deref()
     }
 
     pub fn is_over_tls(&self) -> bool {

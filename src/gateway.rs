@@ -27,6 +27,7 @@ use crate::forward::overload::Tenant;
 use crate::forward::pool::Affinity;
 use crate::forward::retry::Failure;
 use crate::forward::verdict::{self, Blame};
+use crate::inner::Inner;
 use crate::listen::tls;
 use crate::observe::access_log::Logger;
 use crate::observe::registry::{Metrics, RouteMetrics};
@@ -70,6 +71,7 @@ impl ProxyHttp for Gateway {
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
+        Inner::take_over(session, ctx);
         let times = &ctx.policies.times;
         session.set_read_timeout(Some(times.longest_gap()));
         session.set_write_timeout(Some(times.patience));
@@ -83,11 +85,17 @@ impl ProxyHttp for Gateway {
         Ok(())
     }
 
+    /// Which requests lead to others shows only later.
+    fn allow_spawning_subrequest(&self, _: &Session, ctx: &Ctx) -> bool {
+        ctx.policies.has_inner_requests
+    }
+
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         match self.admit(session, ctx).await {
             Ok(Admitted::GoOn) => return Ok(false),
             Ok(Admitted::Answered(answer)) => reply::answer(session, ctx, answer).await?,
             Ok(Admitted::Refused(refusal)) => reply::refuse(session, ctx, &refusal).await?,
+            Ok(Admitted::ClientGone(error)) => return Err(error),
             Ok(Admitted::Preflight) => reply::preflight(session, ctx).await?,
             Err(refusal) => {
                 self.audit(session, ctx, &refusal);

@@ -15,7 +15,7 @@
 //! "Decision N" in a comment is number N of docs/contract/decisions.md.
 //!
 //! Beside it stand `config` (what the operator wrote), `route` and `policies` (what it compiles to), `state` (what processes share),
-//! `ops` (what is asked of the gateway itself) `handover` (from one process to the next) and `server` (from a configuration to a running process).
+//! `ops` (what is asked of the gateway itself), `inner` (requests of its own), `handover` (from one process to the next) and `server` (from a configuration to a running process).
 
 mod admit;
 mod cli;
@@ -27,6 +27,7 @@ mod forward;
 pub mod fuzz;
 mod gateway;
 mod handover;
+mod inner;
 mod listen;
 mod observe;
 mod ops;

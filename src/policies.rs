@@ -18,6 +18,7 @@ use crate::admit::size::HeadLimits;
 use crate::admit::tenancy::Tenancy;
 use crate::connection::MinRate;
 use crate::connection::h2::Http2;
+use crate::forward::batch::Batch;
 use crate::forward::pool::Pools;
 use crate::ops::Ops;
 use crate::reply::secure_headers::SecureHeaders;
@@ -35,6 +36,10 @@ pub struct Policies {
     pub limits: Limits,
     pub cors: Cors,
     pub table: Table,
+    /// `None`: batches are not taken.
+    pub batch: Option<Batch>,
+    /// Some requests lead to requests of our own.
+    pub has_inner_requests: bool,
     pub auth: Auth,
     pub tenancy: Tenancy,
     pub secure_headers: SecureHeaders,

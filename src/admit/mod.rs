@@ -2,7 +2,7 @@
 
 pub mod address;
 pub mod auth;
-mod body;
+pub mod body;
 
 pub mod chunks;
 pub mod cors;
@@ -47,6 +47,8 @@ pub enum Admitted {
     Answered(Answer),
     /// A refusal that the audit log has been told of.
     Refused(Refusal),
+    /// Nobody waits for the answer any more.
+    ClientGone(Box<pingora::Error>),
     Preflight,
 }
 
@@ -55,21 +57,15 @@ pub enum Admitted {
 impl Gateway {
     /// The order is the security model: docs/decisions/0002-policy-order.md.
     pub async fn admit(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Admitted, Refusal> {
-        let peer = peer_address(session);
+        if ctx.source().is_some() {
+            return Ok(Admitted::GoOn); // its aggregate was admitted, and has said all that is known
+        }
         let request = session.req_header();
         let (method, fields) = (&request.method, &request.headers);
         ctx.request_id = request_id::take(fields);
-        ctx.client = ctx.policies.trusted.client_address(peer, fields);
-        ctx.client_text = address::text(ctx.client);
-        let forwarded = fields.get("x-forwarded-proto");
-        ctx.scheme = match forwarded.filter(|_| ctx.client != peer) {
-            // A trusted proxy says how its client came to it, whatever it speaks with us.
-            Some(proto) if proto.as_bytes().eq_ignore_ascii_case(b"https") => "https",
-            Some(_) => "http",
-            None if tls::is_tls(session.digest()) => "https",
-            None => "http",
-        };
-        ctx.trace = ctx.policies.tracing.then(|| Trace::of(fields));
+        if ctx.inner.is_none() {
+            meet(session, ctx);
+        }
 
         ctx.policies
             .limits
@@ -93,8 +89,17 @@ impl Gateway {
             .get(http::header::HOST)
             .and_then(|host| host.to_str().ok())
             .unwrap_or_default();
-        if Cors::is_preflight(method, fields) && ctx.policies.table.has_path(host, &path) {
+        let is_batch = ctx
+            .policies
+            .batch
+            .as_ref()
+            .is_some_and(|batch| batch.is_at(&path));
+        let has_path = || is_batch || ctx.policies.table.has_path(host, &path);
+        if Cors::is_preflight(method, fields) && has_path() {
             return Ok(Admitted::Preflight);
+        }
+        if is_batch {
+            return Box::pin(self.run_batch(session, ctx)).await; // 400, 405, 408, 413, 415
         }
         let Found {
             route,
@@ -102,12 +107,20 @@ impl Gateway {
             target_path,
             owner_parameter,
             path_venues,
+            parameters,
         } = ctx.policies.table.find(host, method, &path)?; // 404, 405
         ctx.in_progress = Some(route.metrics.method(Some(method)).begin());
-        ctx.deadline = Some(Deadline::of(fields, ctx.start, route.timeouts.budget)?); // 400
+        let deadline = Deadline::of(fields, ctx.start, route.timeouts.budget)?; // 400
+        ctx.deadline = Some(match &ctx.inner {
+            Some(inner) => deadline.no_later_than(inner.deadline),
+            None => deadline,
+        });
         ctx.target = rebuild_target(path, target_path, query);
         ctx.method = Some(method);
         let route = ctx.route.insert(route).clone();
+        if ctx.inner.is_some() && !route.may_be_in_a_batch() {
+            return Err(Refusal::NotInABatch); // 400
+        }
         self.take_handshake(session, ctx, &route, foreign)?; // 400, 403, 426
         let fields = &session.req_header().headers;
 
@@ -175,6 +188,9 @@ impl Gateway {
             self.keep_to_own_venues(session, ctx, named, body).await?; // 400, 404, 415, 503
         }
         self.take_place(session, ctx)?; // 429
+        if let Some(aggregate) = &route.aggregate {
+            return Ok(Box::pin(self.compose(aggregate, &parameters, session, ctx)).await); // 401, 403, 404, 502, 503, 504
+        }
         match &ctx.policies.auth.refresh {
             Some(refresh) if route.session == Some(SessionStep::Refresh) => {
                 Box::pin(self.refresh(refresh, session, ctx)).await // 400, 401, 408, 413, 429, 503
@@ -246,6 +262,12 @@ impl Policies {
         match (route.auth, route.permission(method)) {
             (AuthRule::Ops, _) if self.is_admin(caller) => Ok(()),
             (AuthRule::Ops, _) => Err(MissingPermission),
+            _ if route.owner_only
+                && !self.is_admin(caller)
+                && !route.owner.is(caller, owner_parameter) =>
+            {
+                Err(MissingPermission)
+            }
             (_, None) => Ok(()),
             (_, Some(required)) => required.check(caller, &route.owner, owner_parameter),
         }
@@ -262,6 +284,23 @@ impl Policies {
     fn is_admin(&self, caller: &Caller) -> bool {
         caller.role.is_some() && caller.role == self.admin
     }
+}
+
+/// Notes who has sent the request, and how.
+fn meet(session: &Session, ctx: &mut Ctx) {
+    let peer = peer_address(session);
+    let fields = &session.req_header().headers;
+    ctx.client = ctx.policies.trusted.client_address(peer, fields);
+    ctx.client_text = address::text(ctx.client);
+    let forwarded = fields.get("x-forwarded-proto");
+    ctx.scheme = match forwarded.filter(|_| ctx.client != peer) {
+        // A trusted proxy says how its client came to it, whatever it speaks with us.
+        Some(proto) if proto.as_bytes().eq_ignore_ascii_case(b"https") => "https",
+        Some(_) => "http",
+        None if tls::is_tls(session.digest()) => "https",
+        None => "http",
+    };
+    ctx.trace = ctx.policies.tracing.then(|| Trace::of(fields));
 }
 
 fn peer_address(session: &Session) -> IpAddr {

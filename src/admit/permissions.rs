@@ -141,6 +141,17 @@ impl Permissions {
     }
 }
 
+// === impl Owner ===
+
+impl Owner {
+    /// Whether the path says that it is this caller's own. An API key is nobody.
+    pub fn is(&self, caller: &Caller, parameter: Option<&str>) -> bool {
+        let is_named = matches!(self, Self::PathParameter(_));
+        let is_user = caller.source != Source::ApiKey;
+        is_named && is_user && parameter.is_some_and(|text| reads_as(text, &caller.id))
+    }
+}
+
 // === impl Required ===
 
 impl Required {

@@ -39,6 +39,7 @@ const RELOADED: &[&str] = &[
     "services",
     "aliases",
     "routes",
+    "batch",
 ];
 
 /// But not these, which are below one of them.

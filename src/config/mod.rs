@@ -31,6 +31,7 @@ use crate::admit::permissions::RoleConfig;
 use crate::admit::size::SizeConfig;
 use crate::admit::tenancy::TenancyConfig;
 use crate::connection::streams::StreamsConfig;
+use crate::forward::batch::BatchConfig;
 use crate::forward::breaker::BreakerConfig;
 use crate::forward::deadline::TimeoutsConfig;
 use crate::forward::overload::OverloadConfig;
@@ -74,6 +75,7 @@ pub struct File {
     pub services: BTreeMap<String, ServiceConfig>,
     pub aliases: BTreeMap<String, String>,
     pub routes: Vec<RouteConfig>,
+    pub batch: BatchConfig,
 }
 
 /// Where the gateway runs: it decides how strict start-up is, and how logs look.

@@ -293,6 +293,18 @@ impl Front {
     }
 }
 
+/// Serves a request of the gateway's own, which has a clock of its own: many run at once in the task of one connection.
+pub async fn apart<F: Future>(request: F, cut: &Arc<Cut>) -> F::Output {
+    let timer = pin!(tokio::time::sleep(NOT_SOON));
+    let watched = Watched {
+        requests: Box::pin(request),
+        cut,
+        timer,
+        taking: None,
+    };
+    Here::new(cut.clone(), None).scope(watched).await
+}
+
 /// Apart: what an `async` function has borrowed once keeps its room in every connection.
 fn session_of(
     stream: Stream,

@@ -70,6 +70,8 @@ impl Redirect {
         unmatched.method(None).end(STATUS, start.elapsed(), 0, 0);
         let asked = Asked::of(head);
         logger.access(&Access {
+            parent: None,
+            source: None,
             request_id: id,
             trace_id: None,
             method: asked.as_ref().map_or("-", |asked| asked.method),

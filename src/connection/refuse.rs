@@ -174,6 +174,8 @@ impl Front {
             });
         }
         logger.access(&Access {
+            parent: None,
+            source: None,
             request_id: id,
             trace_id: None,
             method: "-",

@@ -185,6 +185,11 @@ impl Deadline {
         Self(moment)
     }
 
+    /// The earlier one.
+    pub fn no_later_than(self, other: Self) -> Self {
+        Self(self.0.min(other.0))
+    }
+
     pub fn at(self) -> Instant {
         self.0
     }

@@ -445,7 +445,7 @@ async fn wait(
 }
 
 /// Resolves when nobody waits for the answer to a request that only reads.
-async fn client_gone(session: &mut Session) -> Box<Error> {
+pub async fn client_gone(session: &mut Session) -> Box<Error> {
     // While a body arrives only Pingora reads it; it will hear of the end.
     if session.as_mut().is_body_done()
         && let Err(mut error) = session.as_mut().read_body_or_idle(true).await

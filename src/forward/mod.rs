@@ -1,5 +1,7 @@
 //! Where to, how often, how long? From the choice of an instance to the head of its answer.
 
+pub mod aggregate;
+pub mod batch;
 pub mod breaker;
 pub mod call;
 

@@ -26,6 +26,10 @@ pub struct Logger {
 /// What is known of a request when it is over. Texts that clients chose are escaped here.
 pub struct Access<'a> {
     pub request_id: &'a str,
+    /// The request that this one of ours is made for.
+    pub parent: Option<&'a str>,
+    /// What it asks for an aggregate.
+    pub source: Option<&'a str>,
     pub trace_id: Option<String>,
     pub method: &'a str,
     pub target: &'a str,
@@ -84,7 +88,7 @@ impl Logger {
         self.sink.flush(limit);
     }
 
-    pub fn logs_headers(&self) -> bool {
+    pub fn is_debug(&self) -> bool {
         self.level >= Level::Debug
     }
 
@@ -159,8 +163,11 @@ impl Logger {
 
 impl Access<'_> {
     fn write(&self, line: &mut Line<'_>) {
-        line.text("context", "request");
+        let context = self.source.map_or("request", |_| "source");
+        line.text("context", context);
         line.text("requestId", self.request_id);
+        line.optional("parentRequestId", self.parent);
+        line.optional("source", self.source);
         if let Some(trace) = &self.trace_id {
             line.text("traceId", trace);
         }

@@ -33,6 +33,8 @@ pub enum Refusal {
     AmbiguousVenue(&'static str),
     /// The body is in a form that cannot be judged.
     UnsupportedMediaType,
+    /// What cannot be one of several requests in one: it streams, is a webhook, or is a batch itself.
+    NotInABatch,
     AuthRequired,
     InvalidToken,
     TokenExpired,
@@ -132,6 +134,11 @@ impl Refusal {
                 S::UNSUPPORTED_MEDIA_TYPE,
                 "UNSUPPORTED_MEDIA_TYPE",
                 "This Content-Type, charset or Content-Encoding is not accepted here".into(),
+            ),
+            Refusal::NotInABatch => (
+                S::BAD_REQUEST,
+                "BAD_REQUEST",
+                "This cannot be called in a batch".into(),
             ),
             Refusal::Misdirected => (
                 S::MISDIRECTED_REQUEST,

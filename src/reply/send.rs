@@ -31,6 +31,9 @@ const SMALL_BODY: u64 = 64 << 10;
 /// How long such a body may take to arrive.
 const DRAIN: Duration = Duration::from_millis(500);
 
+/// Of an answer that is written at once.
+const PIECE: usize = 64 << 10;
+
 /// How long a connection lingers after an answer that its client may not read before it has sent everything: closing
 /// at once would reset it, and take the answer away.
 const LINGER: Duration = Duration::from_secs(2);
@@ -167,14 +170,23 @@ async fn write(
     }
     session.write_response_header(head, !has_body).await?;
     if has_body {
-        session
-            .write_response_body(Some(Bytes::from(body)), true)
-            .await?;
+        write_body(session, Bytes::from(body)).await?;
     }
     // On HTTP/2 a stream may end before its body (RFC 9113, section 8.1).
     if !session.is_body_done() && session.req_header().version != Version::HTTP_2 {
         session.set_total_drain_timeout(Some(LINGER));
         let _ = session.drain_request_body().await;
+    }
+    Ok(())
+}
+
+/// Each piece has the time that a client may take for one.
+async fn write_body(session: &mut Session, mut body: Bytes) -> pingora::Result<()> {
+    while !body.is_empty() {
+        let piece = body.split_to(body.len().min(PIECE));
+        session
+            .write_response_body(Some(piece), body.is_empty())
+            .await?;
     }
     Ok(())
 }

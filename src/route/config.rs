@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::{METHODS, MethodIndex};
 use crate::admit::auth::AuthRule;
 use crate::admit::auth::refresh::SessionStep;
+use crate::admit::permissions::Owner;
 use crate::admit::tenancy::VenueRule;
 use crate::admit::websocket::{WebSocket, WebSocketConfig};
 use crate::config::{self, Bytes, Problems};
+use crate::forward::aggregate::AggregateConfig;
 use crate::forward::deadline::TimeoutConfig;
 use crate::forward::overload::Priority;
 
@@ -39,6 +41,9 @@ pub struct RouteConfig {
     /// Whose data it is, for `-own` permissions: `service` or `{parameter}`.
     #[serde(default)]
     pub owner: Option<String>,
+    /// Only the user whose data it is may, and the role admin; `owner` names the parameter.
+    #[serde(default)]
+    pub owner_only: bool,
     /// The whole time for an answer.
     #[serde(default)]
     pub timeout: Option<TimeoutConfig>,
@@ -68,6 +73,26 @@ pub struct RouteConfig {
     /// Forward `Cookie`.
     #[serde(default)]
     pub cookies: bool,
+    /// The answer is made of several services'.
+    #[serde(default)]
+    pub aggregate: Option<AggregateConfig>,
+}
+
+/// Whether a route says whose data it is that nobody else may see.
+pub fn check_owner(
+    place: &str,
+    owner_only: bool,
+    owner: &Owner,
+    auth: AuthRule,
+    problems: &mut Problems,
+) {
+    let is_known = matches!(owner, Owner::PathParameter(_)) && auth == AuthRule::Token;
+    if owner_only && !is_known {
+        problems.add(
+            format!("{place}.owner_only"),
+            "needs `auth: token`, and a parameter as `owner`",
+        );
+    }
 }
 
 /// What the WebSockets of a route may be.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use http::{HeaderName, Method};
 use pingora::http::RequestHeader;
+use prometheus::IntCounterVec;
 
 use crate::admit::auth::AuthRule;
 use crate::admit::auth::refresh::SessionStep;
@@ -22,6 +23,7 @@ use crate::admit::size::BodyLimit;
 use crate::admit::tenancy::{PathVenues, VenueRule};
 use crate::admit::websocket::WebSocket;
 use crate::config::Problems;
+use crate::forward::aggregate::{Aggregate, OfRoute};
 use crate::forward::deadline::Timeouts;
 use crate::forward::overload::{Baseline, Priority};
 use crate::forward::pool::{Pool, Pools};
@@ -43,6 +45,8 @@ pub struct Route {
     pub session: Option<SessionStep>,
     permissions: [Option<Required>; METHODS.len()],
     pub owner: Owner,
+    /// Nobody else may, but for the role admin.
+    pub owner_only: bool,
     pub timeouts: Timeouts,
     /// For the gap between two pieces of an answer that streams.
     pub idle_timeout: Option<Duration>,
@@ -58,6 +62,8 @@ pub struct Route {
     pub venues: VenueRule,
     venue_steps: Steps,
     pub metrics: RouteMetrics,
+    /// What answers instead of the service.
+    pub aggregate: Option<Box<Aggregate>>,
 }
 
 /// The methods that routes know, in the order of every per-method table.
@@ -82,11 +88,14 @@ pub struct Parts<'a> {
     pub limits: &'a Limits,
     pub body: BodyLimit,
     pub http: &'a Arc<HttpMetrics>,
+    pub aggregate_sources: &'a IntCounterVec,
     /// Those in force.
     pub before: Option<&'a Table>,
 }
 
 impl MethodIndex {
+    pub const GET: Self = Self(0);
+
     pub fn of(method: &Method) -> Option<Self> {
         METHODS.iter().position(|m| m == method).map(Self)
     }
@@ -95,22 +104,31 @@ impl MethodIndex {
 impl RouteConfig {
     /// The route and the methods that it answers, or `None` when a fault was found.
     pub fn compile(
-        self,
+        mut self,
         place: &str,
         parts: &Parts<'_>,
         problems: &mut Problems,
     ) -> Option<(Arc<Route>, Vec<MethodIndex>)> {
         let faults_before = problems.len();
+        let methods = compile_methods(place, &self.methods, self.permissions.keys(), problems);
+        let aggregate = self.aggregate.take().map(|aggregate| {
+            let of = OfRoute {
+                config: &self,
+                methods: &methods,
+            };
+            aggregate.compile(&format!("{place}.aggregate"), &of, parts, problems)
+        });
         let Self {
             path,
             hosts,
-            methods,
+            methods: _, // compiled above
             service,
             target,
             auth,
             session,
             permissions,
             owner,
+            owner_only,
             timeout,
             idle_timeout,
             priority,
@@ -121,8 +139,8 @@ impl RouteConfig {
             venues,
             websocket,
             cookies,
+            aggregate: _, // as well
         } = self;
-        let methods = compile_methods(place, &methods, permissions.keys(), problems);
         let mut required = [const { None }; METHODS.len()];
         for (method, permission) in &permissions {
             if !is_permission(permission) || permission.ends_with('*') {
@@ -158,6 +176,7 @@ impl RouteConfig {
                 }
             },
         };
+        config::check_owner(place, owner_only, &owner, auth, problems);
         let limits = compile_limits(place, limits, parts.limits, problems);
         let mut headers = Vec::new();
         for (i, name) in forward_headers.iter().enumerate() {
@@ -217,6 +236,7 @@ impl RouteConfig {
             session,
             permissions: required,
             owner,
+            owner_only,
             timeouts: timeouts?,
             idle_timeout: idle_timeout.map(|time| time.0),
             priority: priority.unwrap_or(usual),
@@ -228,6 +248,7 @@ impl RouteConfig {
             venues,
             venue_steps,
             forward_headers: headers,
+            aggregate: aggregate.flatten(),
         };
         Some((Arc::new(route), methods))
     }
@@ -329,6 +350,19 @@ impl Route {
             VenueRule::Any => PathVenues::default(),
             VenueRule::Everywhere | VenueRule::Head => self.venue_steps.venues(captures),
         }
+    }
+
+    /// What an aggregate's sources are asked for.
+    fn parameters(&self, captures: &Captures<'_>) -> Vec<Box<str>> {
+        match self.aggregate {
+            Some(_) => captures.all().map(Into::into).collect(),
+            None => Vec::new(),
+        }
+    }
+
+    /// Whether it may be one of several requests in one.
+    pub fn may_be_in_a_batch(&self) -> bool {
+        !self.webhook && self.idle_timeout.is_none()
     }
 
     fn owner_parameter(&self, captures: &Captures<'_>) -> Option<Box<str>> {

@@ -50,6 +50,8 @@ pub struct Found {
     pub target_path: Option<String>,
     pub owner_parameter: Option<Box<str>>,
     pub path_venues: PathVenues,
+    /// Of the path, for a route that makes other paths of them.
+    pub parameters: Vec<Box<str>>,
 }
 
 /// No route answers.
@@ -175,6 +177,7 @@ impl Table {
             target_path: route.target.path(*aliased, &captures, path.len()),
             owner_parameter: route.owner_parameter(&captures),
             path_venues: route.path_venues(&captures),
+            parameters: route.parameters(&captures),
             route: route.clone(),
         })
     }
@@ -185,6 +188,18 @@ impl Table {
             *listed.route.template == *path && listed.hosts == hosts && listed.methods == methods
         };
         self.all.iter().find(is_it).map(|listed| &*listed.route)
+    }
+
+    pub fn has_aggregates(&self) -> bool {
+        let mut routes = self.all.iter().map(|listed| &listed.route);
+        routes.any(|route| route.aggregate.is_some())
+    }
+
+    /// Whether a route has this very path, and is for all hosts.
+    pub fn has_template(&self, path: &str) -> bool {
+        self.all
+            .iter()
+            .any(|listed| *listed.route.template == *path)
     }
 
     /// Whether any method of the path has a route: all that a preflight needs to know.

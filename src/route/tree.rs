@@ -136,6 +136,10 @@ impl<T> Tree<T> {
 }
 
 impl<'p> Captures<'p> {
+    pub fn all(&self) -> impl Iterator<Item = &'p str> {
+        self.parameters[..self.count].iter().copied()
+    }
+
     pub fn parameter(&self, index: usize) -> Option<&'p str> {
         self.parameters[..self.count].get(index).copied()
     }

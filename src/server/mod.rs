@@ -25,6 +25,7 @@ use crate::admit::permissions::Roles;
 use crate::config::{Bytes, Duration as Time, File, Problems, ServiceName, Tree};
 use crate::connection::MinRate;
 use crate::connection::h2::Http2Config;
+use crate::forward::batch;
 use crate::forward::pool::{self, Defaults, Pools};
 use crate::listen::{ConnectionsConfig, ListenConfig, ListenerConfig, Protocol, TcpConfig};
 use crate::observe::access_log::Logger;
@@ -203,6 +204,7 @@ pub fn compile(
         services,
         aliases,
         routes,
+        batch,
     } = file;
     let ServerConfig {
         host,
@@ -313,9 +315,16 @@ pub fn compile(
         limits: &limits,
         body,
         http: &metrics.http,
+        aggregate_sources: &metrics.aggregate_sources,
         before: before.map(|before| &before.table),
     };
     let table = Table::compile(routes, &aliases, &parts, p);
+    let parts = batch::Parts {
+        table: &table,
+        http: &metrics.http,
+        calls: &metrics.batch_calls,
+    };
+    let batch = batch.compile(&parts, p);
     let ops = ops.compile(&process, pools.clone(), p);
     let secure_headers = secure_headers.compile(p);
     let cors = cors.compile(*stage, p);
@@ -355,7 +364,9 @@ pub fn compile(
             admin: roles.id("admin"),
             limits,
             cors,
+            has_inner_requests: batch.is_some() || table.has_aggregates(),
             table,
+            batch,
             auth,
             tenancy,
             secure_headers,

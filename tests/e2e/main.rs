@@ -54,7 +54,9 @@ mod venues;
 mod answers;
 
 mod aborts;
+mod aggregates;
 mod balancing;
+mod batch;
 mod breaker;
 mod deadlines;
 mod failures;

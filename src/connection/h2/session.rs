@@ -31,7 +31,9 @@ use pingora_timeout::timeout;
 use super::body::Body;
 use crate::connection::Cut;
 use crate::connection::pace::MinRate;
+use crate::inner;
 use crate::reply::is_grpc;
+use crate::route::target_of;
 
 /// A request, and the way back.
 pub struct Session {
@@ -406,7 +408,7 @@ impl server::Session for Session {
     }
 
     fn pseudo_raw_h1_request_header(&self) -> Bytes {
-        Bytes::new() // only Pingora's subrequests ask for it
+        inner::raw(&self.request, target_of(&self.request)).into() // Pingora's subrequests ask for it
     }
 
     fn enable_retry_buffering(&mut self) {

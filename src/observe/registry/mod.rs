@@ -36,6 +36,10 @@ pub struct Metrics {
     pub venue_checks: IntCounterVec,
     /// What other services were asked about callers, by where the answer came from.
     pub lookups: IntCounterVec,
+    /// Sources that aggregates were made of, by what came of asking them.
+    pub aggregate_sources: IntCounterVec,
+    /// Requests that came in batches.
+    pub batch_calls: IntCounter,
     /// Look-ups of API keys in Redis and in the memory of it, by outcome.
     api_key_lookups: IntCounterVec,
     /// Reloads of the configuration, by what came of them: reloaded or failed.
@@ -157,6 +161,16 @@ impl Metrics {
                 "lookups_total",
                 "Questions about users and memberships, by where the answer came from",
                 &["what", "outcome"],
+            )?,
+            aggregate_sources: counters(
+                &registry,
+                "aggregate_sources_total",
+                "Sources that aggregates asked, by what came of it",
+                &["aggregate", "source", "result"],
+            )?,
+            batch_calls: registered(
+                &registry,
+                IntCounter::new("batch_calls_total", "Requests that came in batches")?,
             )?,
             api_key_lookups: counters(
                 &registry,
