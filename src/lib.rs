@@ -7,7 +7,7 @@
 //! | `listen` | the connection is accepted: caps, PROXY header, TLS |
 //! | `connection` | the head arrives whole, in time, and is HTTP (`admit::head`) |
 //! | `gateway` | the phases, in order: the table of contents |
-//! | `admit` | may it go on? address, path, origin, route, size, caller, permission, limits, venues |
+//! | `admit` | may it go on? address, path, origin, route, size, caller, permission, limits, venues, schemas |
 //! | `forward` | where to, how often, how long? instance, breaker, headers, time |
 //! | `reply` | what comes back? refusals, the headers of every answer |
 //! | `observe` | the log line, the metrics, the trace |

@@ -3,6 +3,7 @@
 //! Pingora keeps what was read of a body, up to 64 KiB, and sends it on from there. What is larger, or does not say how
 //! large it is, is looked at on its way instead.
 
+use std::ops::Deref;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -10,7 +11,9 @@ use http::Version;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora_proxy::Session;
 use pingora_timeout::timeout;
+use serde_json::Value;
 
+use super::json::{self, Bounds, NoDocument};
 use crate::context::Ctx;
 use crate::gateway::Gateway;
 use crate::reply::{self, Refusal};
@@ -18,16 +21,22 @@ use crate::reply::{self, Refusal};
 /// As large as the buffer that Pingora sends a body again from.
 pub const SMALL: usize = 64 << 10;
 
+/// A whole body. What it says as JSON is read once, whoever asks for it.
+pub struct Body {
+    text: Bytes,
+    document: Option<Result<Value, NoDocument>>,
+}
+
 /// Reads a whole body that must not have more than `most` bytes, nor than [`SMALL`] if it is sent on.
 ///
 /// # Errors
 /// When it is, or it does not arrive.
-pub async fn read(session: &mut Session, ctx: &Ctx, most: usize) -> Result<Vec<u8>, Refusal> {
+pub async fn read(session: &mut Session, ctx: &Ctx, most: usize) -> Result<Body, Refusal> {
     let left = ctx
         .deadline
         .and_then(|deadline| deadline.left(Instant::now()));
     match timeout(left.unwrap_or_default(), read_all(session, most)).await {
-        Ok(read) => read,
+        Ok(read) => read.map(Body::from),
         Err(_) => Err(Refusal::RequestTimeout),
     }
 }
@@ -50,6 +59,36 @@ async fn read_all(session: &mut Session, most: usize) -> Result<Vec<u8>, Refusal
         }
     }
 }
+
+// === impl Body ===
+
+impl Body {
+    /// # Errors
+    /// As [`json::read`].
+    pub fn document(&mut self, bounds: Bounds) -> &Result<Value, NoDocument> {
+        self.document
+            .get_or_insert_with(|| json::read(&self.text, bounds))
+    }
+}
+
+impl<T: Into<Bytes>> From<T> for Body {
+    fn from(text: T) -> Self {
+        Self {
+            text: text.into(),
+            document: None,
+        }
+    }
+}
+
+impl Deref for Body {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+// === impl Gateway ===
 
 impl Gateway {
     /// Judges the next piece of a body on its way to the backend.

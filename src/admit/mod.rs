@@ -8,12 +8,15 @@ pub mod chunks;
 pub mod cors;
 pub mod head;
 pub mod head2;
+pub mod json;
 pub mod limits;
 pub mod lookup;
+pub mod media;
 
 pub mod path;
 pub mod permissions;
 pub mod request_id;
+pub mod schema;
 mod session;
 pub mod size;
 pub mod tenancy;
@@ -185,7 +188,13 @@ impl Gateway {
         }
         self.spend(ctx).await?; // 429
         if let Some(named) = named {
-            self.keep_to_own_venues(session, ctx, named, body).await?; // 400, 404, 415, 503
+            self.keep_to_own_venues(session, ctx, named, &mut body)
+                .await?; // 400, 404, 415, 503
+        }
+        if let Some(rules) = route.rules(method) {
+            // Boxed: most routes have none, and must not carry this about.
+            let validated = self.validate(session, ctx, rules, &parameters, &mut body);
+            Box::pin(validated).await?; // 400, 408, 415, 422
         }
         self.take_place(session, ctx)?; // 429
         if let Some(aggregate) = &route.aggregate {

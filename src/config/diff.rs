@@ -28,6 +28,7 @@ const RELOADED: &[&str] = &[
     "tenancy",
     "roles",
     "limits",
+    "validation",
     "streams",
     "timeouts",
     "breaker",

@@ -1,7 +1,8 @@
 //! From bytes to [`File`]: parse, lay the environment over it, and name every fault with its place.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_path_to_error::Segment;
 use serde_yaml::Value;
@@ -67,7 +68,12 @@ pub fn parse(text: &str, source: &Source, environment: &Environment) -> Result<F
     let from_environment = environment.overlay(&mut value, &mut problems);
     let file = typed(value, source, &from_environment, &mut problems);
     problems.none_or(())?;
-    file.ok_or_else(Problems::default)
+    let mut file = file.ok_or_else(Problems::default)?;
+    let folder = source.folder();
+    for validate in file.routes.iter_mut().filter_map(|r| r.validate.as_mut()) {
+        validate.stand_in(folder.as_ref());
+    }
+    Ok(file)
 }
 
 /// Deserializes, and on a fault takes the faulty node out and goes on, so that one run finds them all.
@@ -193,6 +199,14 @@ fn take_out(value: &mut Value, path: &[Segment], lists: &mut ListIndices) -> boo
 }
 
 impl Source {
+    /// What names of files in it are relative to.
+    fn folder(&self) -> Option<Arc<Path>> {
+        match self {
+            Self::BuiltIn => None,
+            Self::File(path) => path.parent().map(Arc::from),
+        }
+    }
+
     /// What tells its content from another, to this process; `None` where it cannot be read, or only once: what a pipe
     /// holds is gone after that.
     pub fn mark(&self) -> Option<u64> {

@@ -10,7 +10,7 @@ mod problems;
 mod tree;
 mod units;
 
-pub use bounds::contents;
+pub use bounds::{check as check_yaml, contents};
 pub use diff::Diff;
 pub use environment::Environment;
 #[cfg(any(fuzzing, test))]
@@ -28,6 +28,7 @@ use crate::admit::auth::AuthConfig;
 use crate::admit::cors::CorsConfig;
 use crate::admit::limits::LimitsConfig;
 use crate::admit::permissions::RoleConfig;
+use crate::admit::schema;
 use crate::admit::size::SizeConfig;
 use crate::admit::tenancy::TenancyConfig;
 use crate::connection::streams::StreamsConfig;
@@ -64,6 +65,7 @@ pub struct File {
     pub tenancy: TenancyConfig,
     pub roles: BTreeMap<String, RoleConfig>,
     pub limits: LimitsConfig,
+    pub validation: schema::LimitsConfig,
     pub streams: StreamsConfig,
     pub timeouts: TimeoutsConfig,
     pub breaker: BreakerConfig,

@@ -13,6 +13,7 @@ use crate::admit::head::HeadFault;
 use crate::admit::limits::Exceeded;
 use crate::admit::lookup::NotFoundOut;
 use crate::admit::path::PathFault;
+use crate::admit::schema::Faults;
 use crate::admit::size::TooLarge;
 use crate::connection::streams::TooManyStreams;
 use crate::forward::deadline::NotATime;
@@ -29,6 +30,8 @@ pub enum Refusal {
     BadHeader(&'static str),
     /// Neither has the body, where a policy needs to know what it says.
     BadBody(&'static str),
+    /// The request does not look as its route's schemas have it.
+    Invalid(Box<Faults>),
     /// A venue is named in a way that two readers could read differently.
     AmbiguousVenue(&'static str),
     /// The body is in a form that cannot be judged.
@@ -96,6 +99,11 @@ impl Refusal {
             | Refusal::BadHeader(why)
             | Refusal::BadBody(why)
             | Refusal::AmbiguousVenue(why) => (S::BAD_REQUEST, "BAD_REQUEST", (*why).into()),
+            Refusal::Invalid(_) => (
+                S::UNPROCESSABLE_ENTITY,
+                "VALIDATION_ERROR",
+                "Request validation failed".into(),
+            ),
             Refusal::AuthRequired => (
                 S::UNAUTHORIZED,
                 "AUTH_REQUIRED",
@@ -267,12 +275,19 @@ impl Refusal {
             code,
             message,
         } = self.parts();
-        let reason = status.canonical_reason().unwrap_or("Error");
+        let (reason, details) = match self {
+            // As documented.
+            Refusal::Invalid(faults) => (
+                "Validation Error",
+                format!("\"details\":{},", faults.details()),
+            ),
+            _ => (status.canonical_reason().unwrap_or("Error"), String::new()),
+        };
         let timestamp = jiff::Timestamp::now();
         let message = serde_json::Value::from(message.as_ref());
         // The request id is ours, or made of `A-Za-z0-9._-`: it needs no escaping.
         format!(
-            "{{\"statusCode\":{},\"error\":\"{reason}\",\"message\":{message},\"code\":\"{code}\",\
+            "{{\"statusCode\":{},\"error\":\"{reason}\",\"message\":{message},\"code\":\"{code}\",{details}\
              \"requestId\":\"{request_id}\",\"timestamp\":\"{timestamp:.3}\"}}",
             status.as_u16(),
         )

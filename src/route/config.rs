@@ -9,6 +9,7 @@ use super::{METHODS, MethodIndex};
 use crate::admit::auth::AuthRule;
 use crate::admit::auth::refresh::SessionStep;
 use crate::admit::permissions::Owner;
+use crate::admit::schema::ValidationConfig;
 use crate::admit::tenancy::VenueRule;
 use crate::admit::websocket::{WebSocket, WebSocketConfig};
 use crate::config::{self, Bytes, Problems};
@@ -76,6 +77,9 @@ pub struct RouteConfig {
     /// The answer is made of several services'.
     #[serde(default)]
     pub aggregate: Option<AggregateConfig>,
+    /// What requests must look like, by method.
+    #[serde(default)]
+    pub validate: Option<ValidationConfig>,
 }
 
 /// Whether a route says whose data it is that nobody else may see.

@@ -19,6 +19,7 @@ use crate::admit::auth::AuthRule;
 use crate::admit::auth::refresh::SessionStep;
 use crate::admit::limits::{GLOBAL, Limits, MAX_RULES, Rule, Who};
 use crate::admit::permissions::{Owner, Required, Roles, is_permission};
+use crate::admit::schema::{self, Rules, Subject, Validation};
 use crate::admit::size::BodyLimit;
 use crate::admit::tenancy::{PathVenues, VenueRule};
 use crate::admit::websocket::WebSocket;
@@ -60,6 +61,8 @@ pub struct Route {
     pub limits: Vec<Arc<Rule>>,
     pub forward_headers: Vec<HeaderName>,
     pub venues: VenueRule,
+    /// What its requests must look like.
+    pub validation: Option<Box<Validation>>,
     venue_steps: Steps,
     pub metrics: RouteMetrics,
     /// What answers instead of the service.
@@ -89,6 +92,7 @@ pub struct Parts<'a> {
     pub body: BodyLimit,
     pub http: &'a Arc<HttpMetrics>,
     pub aggregate_sources: &'a IntCounterVec,
+    pub validation: &'a schema::Parts<'a>,
     /// Those in force.
     pub before: Option<&'a Table>,
 }
@@ -140,6 +144,7 @@ impl RouteConfig {
             websocket,
             cookies,
             aggregate: _, // as well
+            validate,
         } = self;
         let mut required = [const { None }; METHODS.len()];
         for (method, permission) in &permissions {
@@ -162,6 +167,13 @@ impl RouteConfig {
         }
         let websocket = config::compile_websocket(place, websocket, &methods, webhook, problems);
         config::check_session(place, session, auth, &methods, problems);
+        let subject = Subject {
+            path: &path,
+            methods: &methods,
+            session,
+        };
+        let validation =
+            validate.map(|validate| validate.compile(place, &subject, parts.validation, problems));
         let owner = match owner.as_deref() {
             None => Owner::Unknown,
             Some("service") => Owner::Service,
@@ -246,6 +258,7 @@ impl RouteConfig {
             body: body_limit.map_or(parts.body, |bytes| BodyLimit(bytes.0)),
             limits,
             venues,
+            validation,
             venue_steps,
             forward_headers: headers,
             aggregate: aggregate.flatten(),
@@ -344,6 +357,13 @@ impl Route {
         self.permissions[method.0].as_ref()
     }
 
+    pub fn rules(&self, method: MethodIndex) -> Option<&Rules> {
+        self.validation
+            .as_ref()?
+            .rules(method)
+            .map(|rules| &**rules)
+    }
+
     /// What the request's path says about venues; nothing where nobody asks.
     fn path_venues(&self, captures: &Captures<'_>) -> PathVenues {
         match self.venues {
@@ -352,12 +372,13 @@ impl Route {
         }
     }
 
-    /// What an aggregate's sources are asked for.
-    fn parameters(&self, captures: &Captures<'_>) -> Vec<Box<str>> {
-        match self.aggregate {
-            Some(_) => captures.all().map(Into::into).collect(),
-            None => Vec::new(),
+    /// The values of the path's parameters, where somebody asks for them: an aggregate's sources, or the method's rules.
+    fn parameters(&self, method: MethodIndex, captures: &Captures<'_>) -> Vec<Box<str>> {
+        let judges = || self.rules(method).is_some_and(Rules::asks_for_path);
+        if self.aggregate.is_none() && !judges() {
+            return Vec::new();
         }
+        captures.parameters().map(Into::into).collect()
     }
 
     /// Whether it may be one of several requests in one.

@@ -50,7 +50,7 @@ pub struct Found {
     pub target_path: Option<String>,
     pub owner_parameter: Option<Box<str>>,
     pub path_venues: PathVenues,
-    /// Of the path, for a route that makes other paths of them.
+    /// The values of the path's parameters, where a rule asks for them.
     pub parameters: Vec<Box<str>>,
 }
 
@@ -177,7 +177,7 @@ impl Table {
             target_path: route.target.path(*aliased, &captures, path.len()),
             owner_parameter: route.owner_parameter(&captures),
             path_venues: route.path_venues(&captures),
-            parameters: route.parameters(&captures),
+            parameters: route.parameters(index, &captures),
             route: route.clone(),
         })
     }

@@ -136,7 +136,7 @@ impl<T> Tree<T> {
 }
 
 impl<'p> Captures<'p> {
-    pub fn all(&self) -> impl Iterator<Item = &'p str> {
+    pub fn parameters(&self) -> impl Iterator<Item = &'p str> {
         self.parameters[..self.count].iter().copied()
     }
 

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::admit::address::TrustedProxies;
 use crate::admit::auth::{self, Attempts};
 use crate::admit::permissions::Roles;
+use crate::admit::schema;
 use crate::config::{Bytes, Duration as Time, File, Problems, ServiceName, Tree};
 use crate::connection::MinRate;
 use crate::connection::h2::Http2Config;
@@ -193,6 +194,7 @@ pub fn compile(
         tenancy,
         roles,
         limits,
+        validation,
         streams,
         timeouts,
         breaker,
@@ -309,6 +311,10 @@ pub fn compile(
         &metrics.venue_checks,
         p,
     );
+    let validation = schema::Parts {
+        limits: validation.compile(p),
+        failures: &metrics.validation_failures,
+    };
     let parts = route::Parts {
         pools: &pools,
         roles: &roles,
@@ -316,6 +322,7 @@ pub fn compile(
         body,
         http: &metrics.http,
         aggregate_sources: &metrics.aggregate_sources,
+        validation: &validation,
         before: before.map(|before| &before.table),
     };
     let table = Table::compile(routes, &aliases, &parts, p);

@@ -3,11 +3,14 @@
 //! A body that has to be judged is held back until it is whole: the backend sees none of it before.
 
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 
 use super::budget::{Full, Held};
 use super::names::{self, Ambiguous, Named};
+use crate::admit::body::{self, Body};
+use crate::admit::json::Bounds;
+use crate::admit::media::Media;
+use crate::admit::schema::{BodyRule, Faults};
 use crate::reply::Refusal;
 
 /// How a body is read.
@@ -25,12 +28,22 @@ pub enum Content {
 
 /// A body on its way: what has arrived of it, and what becomes of it.
 pub struct Hold {
-    content: Content,
-    of_venues: bool,
+    /// How it is looked at for venues, and whether it speaks of them; `None`: nobody asks.
+    venues: Option<(Content, bool)>,
+    /// What it must look like.
+    rule: Option<BodyRule>,
     held: Vec<u8>,
     room: Held,
     /// It is nothing that has to be judged.
     passes: bool,
+}
+
+/// What a whole body came to.
+#[derive(Debug)]
+pub struct Judged {
+    pub named: Named,
+    /// Whether it looks as it must.
+    pub verdict: Result<(), Refusal>,
 }
 
 /// What is done with a piece of a body.
@@ -48,41 +61,27 @@ impl Content {
     /// # Errors
     /// When the body is in a form that hides what it says.
     pub fn of(fields: &HeaderMap) -> Result<Self, Refusal> {
-        let mut codings = fields.get_all(CONTENT_ENCODING).iter();
-        if codings.any(|coding| !is(coding, "identity")) {
-            return Err(Refusal::UnsupportedMediaType);
-        }
-        let mut types = fields.get_all(CONTENT_TYPE).iter();
-        let Some(given) = types.next() else {
-            return Ok(Self::Unknown);
-        };
-        if types.next().is_some() {
-            return Err(Refusal::AmbiguousVenue(
-                "There is more than one Content-Type",
-            ));
-        }
-        let text = given.to_str().map_err(|_| Refusal::UnsupportedMediaType)?;
-        let mut parts = text.split(';').map(|part| part.trim().to_ascii_lowercase());
-        let essence = parts.next().unwrap_or_default();
-        if !parts.all(|parameter| is_readable(&parameter)) {
-            return Err(Refusal::UnsupportedMediaType);
-        }
-        match essence.as_str() {
-            "" => Ok(Self::Unknown),
-            kind if kind.contains(',') => Err(Refusal::UnsupportedMediaType),
-            kind if kind.contains("urlencoded") => Ok(Self::Form),
-            kind if kind.contains("json") => Ok(Self::Json),
-            "text/plain" | "application/octet-stream" => Ok(Self::Other),
-            kind if is_opaque(kind) => Ok(Self::Opaque),
-            _ => Err(Refusal::UnsupportedMediaType),
+        match Media::of(fields)?.essence.as_deref() {
+            None => Ok(Self::Unknown),
+            Some(kind) if kind.contains(',') => Err(Refusal::UnsupportedMediaType),
+            Some(kind) if kind.contains("urlencoded") => Ok(Self::Form),
+            Some(kind) if kind.contains("json") => Ok(Self::Json),
+            Some("text/plain" | "application/octet-stream") => Ok(Self::Other),
+            Some(kind) if is_opaque(kind) => Ok(Self::Opaque),
+            Some(_) => Err(Refusal::UnsupportedMediaType),
         }
     }
 
-    /// The venues in a whole body.
+    /// The venues in a whole body. `json`: it is going to be read as a document anyhow, within these bounds.
     ///
     /// # Errors
     /// When two readers could read different ones.
-    pub fn read(self, body: &[u8], of_venues: bool) -> Result<Named, Ambiguous> {
+    pub fn read(
+        self,
+        body: &mut Body,
+        of_venues: bool,
+        json: Option<Bounds>,
+    ) -> Result<Named, Ambiguous> {
         let mut named = Named::default();
         let is_json = begins_like_json(body) == Some(true);
         match self {
@@ -97,10 +96,10 @@ impl Content {
             Self::Json | Self::Other => {}
         }
         // A form can be JSON as well.
-        if self == Self::Json || is_json {
-            match body {
-                [] => {}
-                body => names::in_json(body, of_venues, &mut named)?,
+        if (self == Self::Json || is_json) && !body.is_empty() {
+            match json.and_then(|bounds| body.document(bounds).as_ref().ok()) {
+                Some(document) => names::in_document(document, of_venues, &mut named)?,
+                None => names::in_json(body, of_venues, &mut named)?,
             }
         }
         Ok(named)
@@ -118,22 +117,6 @@ fn is_opaque(kind: &str) -> bool {
     ];
     // SVG is a text.
     families.iter().any(|family| kind.starts_with(family)) && !kind.contains("xml")
-}
-
-fn is(value: &HeaderValue, text: &str) -> bool {
-    value
-        .as_bytes()
-        .trim_ascii()
-        .eq_ignore_ascii_case(text.as_bytes())
-}
-
-/// A parameter of a type, in lower case: texts in other character sets are not read.
-fn is_readable(parameter: &str) -> bool {
-    let Some(charset) = parameter.strip_prefix("charset") else {
-        return true;
-    };
-    let name = charset.trim_matches([' ', '\t', '=', '"']);
-    matches!(name, "utf-8" | "utf8" | "us-ascii")
 }
 
 /// `None`: that cannot be told yet. What some readers skip (spaces of all kinds, byte order marks, the zeros of other
@@ -157,21 +140,42 @@ fn begins_like_json(mut body: &[u8]) -> Option<bool> {
 // === impl Hold ===
 
 impl Hold {
-    pub fn new(content: Content, of_venues: bool, room: Held) -> Self {
-        Self {
-            content,
-            of_venues,
+    pub fn for_venues(content: Content, of_venues: bool, room: Held) -> Self {
+        Self::new(Some((content, of_venues)), None, room)
+    }
+
+    pub fn for_rule(rule: BodyRule, room: Held) -> Self {
+        Self::new(None, Some(rule), room)
+    }
+
+    fn new(venues: Option<(Content, bool)>, rule: Option<BodyRule>, room: Held) -> Self {
+        let mut hold = Self {
+            venues,
+            rule,
             held: Vec::new(),
             room,
-            passes: content == Content::Opaque,
-        }
+            passes: false,
+        };
+        hold.begin();
+        hold
+    }
+
+    /// It must look like this as well.
+    pub fn add_rule(&mut self, rule: BodyRule) {
+        self.rule = Some(rule);
+        self.begin();
+    }
+
+    /// Whether it may name somebody's venues.
+    pub fn is_for_venues(&self) -> bool {
+        self.venues.is_some()
     }
 
     /// The body is sent once more, from its beginning.
     pub fn begin(&mut self) {
         self.held.clear();
         self.room.clear();
-        self.passes = self.content == Content::Opaque;
+        self.passes = self.rule.is_none() && matches!(self.venues, Some((Content::Opaque, _)));
     }
 
     /// # Errors
@@ -181,31 +185,56 @@ impl Hold {
         if self.passes {
             return Ok(Step::Pass(chunk));
         }
-        self.room.grow(chunk.len())?;
+        let grown = self.room.grow(chunk.len());
         self.held.extend_from_slice(&chunk);
-        if self.content == Content::Other && begins_like_json(&self.held) == Some(false) {
+        let is_judged = match (&self.rule, self.venues) {
+            (Some(rule), None) if rule.only_reports() => grown.is_ok(),
+            (None, Some((Content::Other, _))) => begins_like_json(&self.held) != Some(false),
+            _ => true,
+        };
+        if !is_judged {
             self.passes = true;
             self.room.clear();
             return Ok(Step::Pass(std::mem::take(&mut self.held).into()));
         }
+        grown?;
         Ok(match is_end {
             false => Step::Wait,
             true => Step::Whole(std::mem::take(&mut self.held).into()),
         })
     }
 
-    /// The venues in a whole body.
+    /// What a whole body comes to.
     ///
     /// # Errors
-    /// When two readers could read different ones.
-    pub async fn read(&self, body: Bytes) -> Result<Named, Ambiguous> {
-        let (content, of_venues) = (self.content, self.of_venues);
-        if body.len() <= QUICK {
-            return content.read(&body, of_venues);
+    /// When two readers could read different venues in it.
+    pub async fn judge(&self, body: Bytes) -> Result<Judged, Ambiguous> {
+        let (venues, rule) = (self.venues, self.rule.clone());
+        let quick = match &rule {
+            Some(_) => body::SMALL,
+            None => QUICK,
+        };
+        let judge = move |body: Bytes| {
+            let mut body = Body::from(body);
+            let json = rule.as_ref().map(BodyRule::bounds);
+            Ok(Judged {
+                named: match venues {
+                    Some((content, of_venues)) => content.read(&mut body, of_venues, json)?,
+                    None => Named::default(),
+                },
+                verdict: match &rule {
+                    Some(rule) => rule.check(&mut body, Faults::default()),
+                    None => Ok(()),
+                },
+            })
+        };
+        if body.len() <= quick {
+            return judge(body);
         }
         // Requests that share this thread do not wait for it.
-        let read = tokio::task::spawn_blocking(move || content.read(&body, of_venues));
-        read.await
+        let judged = tokio::task::spawn_blocking(move || judge(body));
+        judged
+            .await
             .unwrap_or(Err(Ambiguous("The body cannot be read")))
     }
 }

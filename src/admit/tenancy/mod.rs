@@ -17,17 +17,17 @@ use prometheus::IntCounter;
 use serde::{Deserialize, Serialize};
 
 use super::auth::{Caller, Source};
-use super::body::{self, Size};
+use super::body::{self, Body, Size};
 use super::lookup::{Behalf, Lookup, Membership, NotFoundOut};
 use crate::context::Ctx;
 use crate::gateway::Gateway;
 use crate::reply::Refusal;
 use crate::route::Route;
 pub use budget::Budget;
-use budget::Full;
+use budget::{Full, Held};
 pub use config::TenancyConfig;
 pub use content::Hold;
-use content::{Content, Step};
+use content::{Content, Judged, Step};
 pub use names::{Ambiguous, Named, announces_tenant, announces_venue};
 
 /// Where a route's requests are looked at for venues.
@@ -161,7 +161,7 @@ impl Gateway {
         session: &mut Session,
         ctx: &mut Ctx,
         head: Result<Head, Ambiguous>,
-        body: Option<Vec<u8>>,
+        body: &mut Option<Body>,
     ) -> Result<(), Refusal> {
         let head = head?; // 400
         let Some(route) = ctx.route.clone() else {
@@ -184,7 +184,7 @@ impl Gateway {
         ctx: &mut Ctx,
         head: Head,
         size: Size,
-        body: Option<Vec<u8>>,
+        body: &mut Option<Body>,
     ) -> Result<(), Refusal> {
         let Head {
             target: mut named,
@@ -200,16 +200,15 @@ impl Gateway {
         }
         let content = Content::of(&session.req_header().headers)?; // 400, 415
         if size == Size::Large && body.is_none() {
-            let tenant = ctx.caller.as_ref().map(|caller| caller.tenant.as_bytes());
-            let room = ctx.policies.tenancy.room.of(tenant.unwrap_or_default());
-            ctx.hold = Some(Box::new(Hold::new(content, of_venues, room)));
+            let room = ctx.policies.tenancy.room_for(ctx.caller.as_deref());
+            ctx.hold = Some(Box::new(Hold::for_venues(content, of_venues, room)));
             return Ok(());
         }
         let body = match body {
             Some(body) => body,
-            None => body::read(session, ctx, body::SMALL).await?, // 408
+            None => body.insert(body::read(session, ctx, body::SMALL).await?), // 408
         };
-        let named = content.read(&body, of_venues)?; // 400
+        let named = content.read(body, of_venues, ctx.reads_json())?; // 400
         if !in_target && !named.is_empty() {
             // Before a header field, the body says what the request is about.
             ctx.venue = None;
@@ -220,7 +219,8 @@ impl Gateway {
     /// A piece of a body on its way to the service.
     ///
     /// # Errors
-    /// When the body, now that it is whole, names what is not the caller's. Nothing of it was sent.
+    /// When the body, now that it is whole, names what is not the caller's, or does not look as it must. Nothing of it
+    /// was sent.
     pub async fn hold_back(
         &self,
         ctx: &mut Ctx,
@@ -235,8 +235,12 @@ impl Gateway {
             Step::Wait => Bytes::new(),
             Step::Pass(bytes) => bytes,
             Step::Whole(bytes) => {
-                let named = hold.read(bytes.clone()).await?;
-                self.check_venues(ctx, &named).await?;
+                let is_for_venues = hold.is_for_venues();
+                let Judged { named, verdict } = hold.judge(bytes.clone()).await?;
+                if is_for_venues {
+                    self.check_venues(ctx, &named).await?;
+                }
+                self.settle(ctx, verdict)?;
                 bytes
             }
         };
@@ -269,6 +273,12 @@ impl Gateway {
 // === impl Tenancy ===
 
 impl Tenancy {
+    /// For a body of this caller that is held back.
+    pub fn room_for(&self, caller: Option<&Caller>) -> Held {
+        let tenant = caller.map(|caller| caller.tenant.as_bytes());
+        self.room.of(tenant.unwrap_or_default())
+    }
+
     async fn check(
         &self,
         caller: &Caller,

@@ -34,6 +34,8 @@ pub struct Metrics {
     pub rate_limit_hits: IntCounterVec,
     /// Venues that requests named, by who knew whether they are the caller's.
     pub venue_checks: IntCounterVec,
+    /// Requests that did not look as they must, by route and what became of them.
+    pub validation_failures: IntCounterVec,
     /// What other services were asked about callers, by where the answer came from.
     pub lookups: IntCounterVec,
     /// Sources that aggregates were made of, by what came of asking them.
@@ -155,6 +157,12 @@ impl Metrics {
                 "venue_checks_total",
                 "Venues that requests named, by who knew whether they are the caller's",
                 &["outcome"],
+            )?,
+            validation_failures: counters(
+                &registry,
+                "validation_failures_total",
+                "Requests that did not look as their route's schemas have it",
+                &["route", "mode"],
             )?,
             lookups: counters(
                 &registry,

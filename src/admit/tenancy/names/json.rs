@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 
 use super::query::{Parameter, in_address};
 use super::words::{
@@ -24,19 +25,20 @@ pub const NO_JSON: Ambiguous = Ambiguous("The body is not JSON that every reader
 /// # Errors
 /// When it is no JSON (RFC 8259), or two readers could read different venues.
 pub fn in_json(text: &[u8], of_venues: bool, named: &mut Named) -> Result<(), Ambiguous> {
-    let within = if of_venues {
-        Within::Venues
-    } else {
-        Within::Nothing
-    };
     let mut json = serde_json::Deserializer::from_slice(text);
     let mut state = State::new(named);
-    let reader = Reader {
-        what: What::Anything,
-        within,
-        state: &mut state,
-    };
-    let read = reader.deserialize(&mut json).and_then(|()| json.end());
+    let read = Reader::of(&mut state, of_venues).deserialize(&mut json);
+    let read = read.and_then(|()| json.end());
+    read.map_err(|_| state.fault.unwrap_or(NO_JSON))
+}
+
+/// The same of a document that was read already.
+///
+/// # Errors
+/// As [`in_json`].
+pub fn in_document(value: &Value, of_venues: bool, named: &mut Named) -> Result<(), Ambiguous> {
+    let mut state = State::new(named);
+    let read = Reader::of(&mut state, of_venues).deserialize(value);
     read.map_err(|_| state.fault.unwrap_or(NO_JSON))
 }
 
@@ -97,7 +99,19 @@ impl<'a> State<'a> {
     }
 }
 
-impl<'a> Reader<'_, 'a> {
+impl<'r, 'a> Reader<'r, 'a> {
+    fn of(state: &'r mut State<'a>, of_venues: bool) -> Self {
+        let within = match of_venues {
+            true => Within::Venues,
+            false => Within::Nothing,
+        };
+        Self {
+            what: What::Anything,
+            within,
+            state,
+        }
+    }
+
     fn inner(&mut self, what: What, within: Within) -> Reader<'_, 'a> {
         Reader {
             what,

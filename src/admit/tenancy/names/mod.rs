@@ -12,7 +12,7 @@ use http::HeaderMap;
 use http::header::{COOKIE, HeaderName};
 use percent_encoding::percent_decode;
 
-pub use json::in_json;
+pub use json::{in_document, in_json};
 pub use query::in_form;
 use words::{Kind, kind_of, mentions_venue};
 
