@@ -26,6 +26,7 @@ fn a_request_with_a_token_reaches_its_service_and_is_answered_counted_and_logged
     assert_eq!(seen.header("x-tenant-id"), Some("t1"));
     let line = gateway.access_line("smoke-1");
     assert_eq!(line["statusCode"], 200);
-    let series = r#"http_requests_total{method="GET",route="/api/v1/events/*",status_code="200"}"#;
+    let series =
+        r#"http_requests_total{method="GET",route="/api/v1/events/{event}",status_code="200"}"#;
     gateway.wait_metric(series, |count| count == 1.0);
 }
