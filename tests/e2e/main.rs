@@ -49,6 +49,7 @@ mod redis_topologies;
 mod shared_limits;
 
 mod users;
+mod validation;
 mod venues;
 
 mod answers;
