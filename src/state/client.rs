@@ -131,6 +131,17 @@ impl Redis {
         }
     }
 
+    /// The time (milliseconds since 1970) where this key is: what is said in that time is not done later.
+    ///
+    /// # Errors
+    /// As [`Redis::run`].
+    pub async fn time(&self, key: &str) -> Result<u64, Away> {
+        let mut clock = redis::cmd("EVAL");
+        clock.arg("return redis.call('TIME')").arg(1).arg(key);
+        let (seconds, micros): (u64, u64) = self.run(&clock).await?;
+        Ok(seconds * 1000 + micros / 1000)
+    }
+
     /// The keys of one command must lie in one slot.
     pub fn has_slots(&self) -> bool {
         self.topology.has_slots()

@@ -19,6 +19,8 @@ use crate::handover::Clock;
 pub struct Kept {
     redis: Arc<Redis>,
     writes: Mutex<VecDeque<Write>>,
+    /// The oldest give way.
+    most: usize,
     more: Notify,
 }
 
@@ -36,36 +38,35 @@ pub struct CarriedWrite {
     until: i64,
 }
 
-/// The oldest give way. One is about as large as a token.
-const MOST: usize = 50_000;
-
 /// Between two tries. While Redis is away a try costs nothing.
 const AGAIN: Duration = Duration::from_millis(100);
 
 impl Kept {
-    pub fn new(redis: Arc<Redis>) -> Self {
+    pub fn new(redis: Arc<Redis>, most: usize) -> Self {
         Self {
             redis,
+            most,
             writes: Mutex::default(),
             more: Notify::new(),
         }
     }
 
-    /// Writes now, within a command's time, or later. `life`: how long what is written matters.
-    pub async fn write(&self, command: Cmd, life: Duration) {
+    /// Writes now, within a command's time, or later: returns which. `life`: how long what is written matters.
+    pub async fn write(&self, command: Cmd, life: Duration) -> bool {
         if self.redis.run::<redis::Value>(&command).await.is_ok() {
-            return;
+            return true;
         }
         let now = Instant::now();
         let until = now.checked_add(life).unwrap_or(now);
         let mut writes = self.writes.lock();
-        if writes.len() >= MOST {
+        if writes.len() >= self.most {
             writes.pop_front();
-            log::warn!("redis is away for too long: a revocation is not written");
+            log::warn!("redis is away for too long: what was to be written there is given up");
         }
         writes.push_back(Write { command, until });
         drop(writes);
         self.more.notify_one();
+        false
     }
 
     /// What Redis has not heard of, for the next process: written twice is as good as once.
@@ -88,7 +89,7 @@ impl Kept {
         let mut writes = self.writes.lock();
         let before = writes.len();
         for CarriedWrite { arguments, until } in carried {
-            if let Some(until) = clock.instant(until).filter(|_| writes.len() < MOST) {
+            if let Some(until) = clock.instant(until).filter(|_| writes.len() < self.most) {
                 let mut command = Cmd::new();
                 command.arg(arguments);
                 writes.push_back(Write { command, until });

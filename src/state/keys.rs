@@ -10,6 +10,7 @@
 //! | `refresh:{family}` | the gateway (`admit::auth::refresh`) | the longest refresh token's life |
 //! | `session:user:{id}` | the gateway (`admit::lookup`) | `auth.users.life`; the value says whose it is |
 //! | `cache:venue:member:{venue}:{user}` | the gateway (`admit::lookup`) | `tenancy.life`; the value says whose it is |
+//! | `idem:{sha256}` | the gateway (`admit::idempotency`) | `idempotency.life` |
 //! | `apikey:sha256:{hex}` | operators (`api-gateway key`), the platform | until the key's `expires_at` |
 //! | `apikey:{key}` | the platform, as the old gateway had it | the writer's |
 //! | `lock:apikey:{id}` | `api-gateway key create` | 30 s, or until the command is done |
@@ -115,6 +116,11 @@ impl<'a> RevocationKey<'a> {
 /// The documented key of a token that is called back.
 pub fn blacklisted(token: &str) -> String {
     format!("session:blacklist:{token}")
+}
+
+/// A write of one caller, by the digest (hex) of all that makes it this one.
+pub fn idempotency_key(digest: &str) -> String {
+    format!("idem:{digest}")
 }
 
 // === impl Family ===

@@ -60,8 +60,8 @@ pub enum Store {
 const ROTATE: &str = include_str!("rotate.lua");
 const KILL: &str = include_str!("kill.lua");
 
-/// The clock of the node that has the family's keys.
-const CLOCK: &str = "return redis.call('TIME')";
+/// Revocations that Redis was not told of yet. One is about as large as a token.
+const MOST_KEPT: usize = 50_000;
 
 /// Families that a process without Redis knows. When there are more no family begins, rather than one being forgotten.
 const MOST: usize = 1_000_000;
@@ -72,7 +72,7 @@ impl Store {
     pub fn new(redis: Option<Arc<Redis>>) -> Self {
         match redis {
             Some(redis) => Self::Redis {
-                kept: Arc::new(Kept::new(redis.clone())),
+                kept: Arc::new(Kept::new(redis.clone(), MOST_KEPT)),
                 redis,
             },
             None => Self::Memory(Mutex::new(Memory::new(MOST))),
@@ -179,11 +179,9 @@ impl Families {
         next: &str,
     ) -> Result<Verdict, Away> {
         let (begun, limit) = (Instant::now(), redis.limit());
-        let mut clock = redis::cmd("EVAL");
-        clock.arg(CLOCK).arg(1).arg(token.family.key());
-        let (seconds, micros): (u64, u64) = redis.run(&clock).await?;
+        let time = redis.time(token.family.key()).await?;
         // The other half is for the answer's way.
-        let latest = seconds * 1000 + micros / 1000 + limit.as_millis() as u64 / 2;
+        let latest = time + limit.as_millis() as u64 / 2;
         let mut command = script(ROTATE, token.family);
         command
             .arg(token.id.unwrap_or_default())
