@@ -47,6 +47,9 @@ pub struct Cut {
     /// [`AT_ONCE`], [`GENTLY`] or [`CLOSING`].
     manner: AtomicU8,
     waker: AtomicWaker,
+    /// [`FREE`], [`FINISHED`] or [`HELD`].
+    answer: AtomicU8,
+    writer: AtomicWaker,
 }
 
 /// Why something that streams has to end.
@@ -81,6 +84,13 @@ pub const TO_CLOSE: Duration = Duration::from_secs(1);
 /// Behind the head of an answer: most are over before.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
 
+/// It ends when its client is gone.
+const FREE: u8 = 0;
+/// It is finished, whoever takes it.
+const FINISHED: u8 = 1;
+/// It is, and nothing of it goes out at the moment.
+const HELD: u8 = 2;
+
 const NEVER: u64 = u64::MAX;
 const NONE: RawFd = -1;
 const SHUT_DOWN: RawFd = -2;
@@ -107,6 +117,8 @@ impl Cut {
             order: AtomicU8::new(UNWATCHED),
             manner: AtomicU8::new(AT_ONCE),
             waker: AtomicWaker::new(),
+            answer: AtomicU8::new(FREE),
+            writer: AtomicWaker::new(),
         })
     }
 
@@ -256,6 +268,50 @@ impl Cut {
         if socket >= 0 {
             // Whoever reads or writes it is woken. One that the peer has reset already is as good as shut down.
             let _ = shutdown(socket, Shutdown::Both);
+        }
+    }
+}
+
+/// What is sent to the client.
+impl Cut {
+    /// From now on, until [`Cut::let_go`], the exchange goes on to its end although its client is gone: what cannot be
+    /// written to it is as good as written.
+    pub fn finish_anyway(&self) {
+        self.answer.store(FINISHED, Relaxed);
+    }
+
+    pub fn is_finished_anyway(&self) -> bool {
+        self.answer.load(Relaxed) != FREE
+    }
+
+    /// The same, and from now on nothing is written until [`Cut::release`].
+    pub fn hold(&self) {
+        self.answer.store(HELD, Relaxed);
+    }
+
+    /// Another thread may say so.
+    pub fn release(&self) {
+        // One that is over has let go before.
+        let _ = self
+            .answer
+            .compare_exchange(HELD, FINISHED, Relaxed, Relaxed);
+        self.writer.wake();
+    }
+
+    pub fn let_go(&self) {
+        self.answer.store(FREE, Relaxed);
+        self.writer.wake();
+    }
+
+    /// Pending while nothing may be written.
+    pub fn poll_held(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.answer.load(Relaxed) != HELD {
+            return Poll::Ready(());
+        }
+        self.writer.register(cx.waker());
+        match self.answer.load(Relaxed) {
+            HELD => Poll::Pending,
+            _ => Poll::Ready(()),
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct Guard {
     survives_reset: bool,
     /// Where backends are spoken to on connections that requests share.
     cut: Option<Arc<Cut>>,
+    /// Where something is changed: its answer may have to be held, or finished for nobody.
+    answer: Option<Arc<Cut>>,
     /// The client asks for another protocol.
     relay: Option<Relay>,
     /// What came behind the request.
@@ -58,6 +60,7 @@ pub struct Needs {
     pub rate: Option<MinRate>,
     pub survives_reset: bool,
     pub cut: Option<Arc<Cut>>,
+    pub answer: Option<Arc<Cut>>,
     pub relay: Option<Relay>,
 }
 
@@ -75,6 +78,7 @@ impl Guard {
             rate,
             survives_reset,
             cut,
+            answer,
             relay,
         } = needs;
         let is_whole = body.is_whole();
@@ -87,6 +91,7 @@ impl Guard {
             pace: rate.filter(|_| !is_whole).map(Pace::new),
             survives_reset,
             cut,
+            answer,
             relay,
             behind: Behind::Nothing,
         })
@@ -147,6 +152,24 @@ impl Guard {
     fn pauses(&mut self) {
         if let Some(pace) = &mut self.pace {
             pace.pauses();
+        }
+    }
+
+    fn poll_held(&self, cx: &Context<'_>) -> Poll<()> {
+        let answer = self.answer.as_ref();
+        answer.map_or(Poll::Ready(()), |cut| cut.poll_held(cx))
+    }
+
+    /// Nobody is there to take it, and it is to go on all the same.
+    fn is_finished_anyway(&self) -> bool {
+        let answer = self.answer.as_ref();
+        self.body.is_whole() && answer.is_some_and(|cut| cut.is_finished_anyway())
+    }
+
+    fn or_to_nobody<T>(&self, done: Poll<io::Result<T>>, all: T) -> Poll<io::Result<T>> {
+        match done {
+            Poll::Ready(Err(_)) if self.is_finished_anyway() => Poll::Ready(Ok(all)),
+            done => done,
         }
     }
 }
@@ -216,10 +239,11 @@ impl AsyncRead for Guard {
             // With TLS an end without a farewell is an error too (RFC 8446, section 6.1).
             Err(e)
                 if self.survives_reset
-                    && matches!(
-                        e.kind(),
-                        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
-                    ) => {}
+                    && (self.is_finished_anyway()
+                        || matches!(
+                            e.kind(),
+                            io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
+                        )) => {}
             other => other?,
         }
         if let Some(relay) = self.relay.as_ref().filter(|_| buf.filled().len() > before) {
@@ -246,20 +270,25 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.poll_held(cx).is_pending() {
+            return Poll::Pending;
+        }
         self.begin_write()?;
         let Self { stream, relay, .. } = &mut *self;
-        match relay {
+        let written = match relay {
             Some(relay) => relay.poll_write(stream, cx, buf),
             None => Pin::new(stream).poll_write(cx, buf),
-        }
+        };
+        self.or_to_nobody(written, buf.len())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { stream, relay, .. } = &mut *self;
-        match relay {
+        let flushed = match relay {
             Some(relay) => relay.poll_flush(stream, cx),
             None => Pin::new(stream).poll_flush(cx),
-        }
+        };
+        self.or_to_nobody(flushed, ())
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -275,8 +304,12 @@ impl AsyncWrite for Guard {
             let first = bufs.iter().find(|buf| !buf.is_empty());
             return self.poll_write(cx, first.map_or(&[], |buf| buf));
         }
+        if self.poll_held(cx).is_pending() {
+            return Poll::Pending;
+        }
         self.begin_write()?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.or_to_nobody(written, bufs.iter().map(|buf| buf.len()).sum())
     }
 
     fn is_write_vectored(&self) -> bool {

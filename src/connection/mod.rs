@@ -259,11 +259,13 @@ impl Front {
             }
             let rate = policies.times.rate;
             let taking = rate.map(|rate| Taking::new(stream.id(), rate));
+            let changes_something = !is_safe(&head);
             let needs = Needs {
                 body,
                 rate,
-                survives_reset: !is_safe(&head),
+                survives_reset: changes_something,
                 cut: policies.shares_upstreams.then(|| cut.clone()),
+                answer: changes_something.then(|| cut.clone()),
                 relay,
             };
             here::hand_on(policies);

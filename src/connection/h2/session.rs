@@ -110,7 +110,8 @@ impl Session {
             self.is_reset = reset.is_ready();
         }
         // Once the answer has begun, what was to be changed is changed.
-        match self.is_reset && !(self.survives_reset && self.written.is_none()) {
+        let goes_on = self.survives_reset && self.written.is_none();
+        match self.is_reset && !goes_on && !self.cut.is_finished_anyway() {
             true => Poll::Ready(Error::explain(
                 ErrorType::ConnectionClosed,
                 "the client has reset the stream",
@@ -154,6 +155,21 @@ impl Session {
                 Error::e_explain(ErrorType::WriteTimedout, "the client does not read")
             }),
         }
+    }
+
+    async fn write_pieces(&mut self, mut data: Bytes, end: bool) -> Result<()> {
+        while !data.is_empty() && !self.ended {
+            let room = self.room(data.len()).await?;
+            let piece = data.split_to(room.min(data.len()));
+            let (len, is_last) = (piece.len(), end && data.is_empty());
+            let writer = self.writer.as_mut().ok_or_else(no_head)?;
+            writer
+                .send_data(piece, is_last)
+                .or_err(ErrorType::WriteError, "the answer's body is not sent")?;
+            self.sent += len;
+            self.ended = is_last;
+        }
+        Ok(())
     }
 
     /// Interim answers (RFC 9110, section 15.2), where h2 can still send one.
@@ -232,13 +248,17 @@ impl server::Session for Session {
         *answer.status_mut() = head.status;
         *answer.headers_mut() = head.headers.clone();
         strip(answer.headers_mut());
-        let writer = self
+        let sent = self
             .respond
             .send_response(answer, end)
-            .or_err(ErrorType::WriteError, "the answer's head is not sent")?;
-        self.writer = Some(writer);
+            .or_err(ErrorType::WriteError, "the answer's head is not sent");
+        match sent {
+            Ok(writer) => self.writer = Some(writer),
+            Err(_) if self.cut.is_finished_anyway() => self.is_reset = true,
+            Err(e) => return Err(e),
+        }
         self.written = Some(head);
-        self.ended = end;
+        self.ended = end || self.is_reset;
         Ok(())
     }
 
@@ -247,17 +267,12 @@ impl server::Session for Session {
             .await
     }
 
-    async fn write_body(&mut self, mut data: Bytes, end: bool) -> Result<()> {
-        while !data.is_empty() && !self.ended {
-            let room = self.room(data.len()).await?;
-            let piece = data.split_to(room.min(data.len()));
-            let (len, is_last) = (piece.len(), end && data.is_empty());
-            let writer = self.writer.as_mut().ok_or_else(no_head)?;
-            writer
-                .send_data(piece, is_last)
-                .or_err(ErrorType::WriteError, "the answer's body is not sent")?;
-            self.sent += len;
-            self.ended = is_last;
+    async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
+        poll_fn(|cx| self.cut.poll_held(cx)).await;
+        match self.write_pieces(data, end).await {
+            // Nobody takes it, and the exchange is to go on all the same.
+            Err(_) if self.cut.is_finished_anyway() => self.ended = true,
+            written => written?,
         }
         match end {
             true => self.finish().await,
@@ -361,6 +376,7 @@ impl server::Session for Session {
     }
 
     async fn finish(&mut self) -> Result<()> {
+        poll_fn(|cx| self.cut.poll_held(cx)).await;
         if let (false, Some(writer)) = (self.ended, &mut self.writer) {
             writer
                 .send_data(Bytes::new(), true)
