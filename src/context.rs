@@ -10,6 +10,7 @@ use pingora_proxy::Session;
 use crate::admit::auth::Caller;
 use crate::admit::auth::refresh::SessionStep;
 use crate::admit::cors::Origin;
+use crate::admit::idempotency::Run;
 use crate::admit::limits::{Standing, Who};
 use crate::admit::lookup::Behalf;
 use crate::admit::tenancy::{Hold, X_VENUE_ID};
@@ -75,6 +76,8 @@ pub struct Ctx {
     pub in_progress: Option<InProgress>,
     /// (admit)
     pub deadline: Option<Deadline>,
+    /// A write that runs once. (admit)
+    pub run: Option<Box<Run>>,
     /// Bytes of the body that have arrived. (request_body_filter)
     pub body_seen: u64,
     /// The dealings with the service. (proxy_upstream_filter)
@@ -121,6 +124,7 @@ impl Ctx {
             standing: None,
             in_progress: None,
             deadline: None,
+            run: None,
             body_seen: 0,
             exchange: None,
             handshake: None,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
@@ -94,6 +94,7 @@ impl ProxyHttp for Gateway {
         match self.admit(session, ctx).await {
             Ok(Admitted::GoOn) => return Ok(false),
             Ok(Admitted::Answered(answer)) => reply::answer(session, ctx, answer).await?,
+            Ok(Admitted::Replayed(answer)) => reply::replay(session, ctx, *answer).await?,
             Ok(Admitted::Refused(refusal)) => reply::refuse(session, ctx, &refusal).await?,
             Ok(Admitted::ClientGone(error)) => return Err(error),
             Ok(Admitted::Preflight) => reply::preflight(session, ctx).await?,
@@ -213,6 +214,9 @@ impl ProxyHttp for Gateway {
         let Some(authority) = ctx.exchange.as_ref().and_then(Exchange::authority) else {
             return Err(let_through_without_a_route());
         };
+        if let Some(run) = &mut ctx.run {
+            run.sends();
+        }
         let stamps = headers::Stamps {
             authority,
             request_id: ctx.request_id.clone(),
@@ -258,6 +262,9 @@ impl ProxyHttp for Gateway {
         }
         // A client that does not take its answer does not keep the backend for longer than one that does.
         session.set_write_timeout(Some(patience));
+        if let Some(run) = &mut ctx.run {
+            Box::pin(run.answered(response)).await;
+        }
         if ctx.is_logout() && response.status.is_success() {
             Box::pin(self.log_out(session, ctx)).await;
         }
@@ -267,8 +274,8 @@ impl ProxyHttp for Gateway {
     fn upstream_response_body_filter(
         &self,
         _: &mut Session,
-        _: &mut Option<Bytes>,
-        _: bool,
+        body: &mut Option<Bytes>,
+        is_end: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
         let Some(exchange) = ctx.exchange.as_ref().filter(|_| ctx.tunnel.is_none()) else {
@@ -279,7 +286,21 @@ impl ProxyHttp for Gateway {
             return Err(error);
         }
         exchange.flows();
+        if let Some(run) = &mut ctx.run
+            && run.takes(body, is_end)
+        {
+            exchange.disarm(); // all of it is here
+        }
         Ok(None)
+    }
+
+    async fn response_trailer_filter(
+        &self,
+        _: &mut Session,
+        _: &mut HeaderMap,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Bytes>> {
+        Ok(ctx.run.as_mut().and_then(|run| run.ends()))
     }
 
     async fn response_filter(
@@ -363,6 +384,9 @@ impl ProxyHttp for Gateway {
         e.set_retry(false);
         match blame {
             Blame::Instance(failure) => {
+                if let (Failure::NotProcessed, Some(run)) = (failure, &mut ctx.run) {
+                    run.was_not_processed();
+                }
                 let again = exchange.failed(failure, verdict::is_repeatable(session));
                 e.set_retry(again);
                 if failure == Failure::Timeout && !again {
@@ -426,6 +450,9 @@ impl ProxyHttp for Gateway {
     async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut Ctx) {
         // Bytes that came behind this request close the connection: the next head must pass `connection` first.
         session.set_pipelining_enabled(false);
+        if let Some(run) = ctx.run.take() {
+            Box::pin(run.settle(e.is_none())).await;
+        }
         self.tell(session, e, ctx);
     }
 }

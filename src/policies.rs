@@ -12,6 +12,7 @@ use futures::future::{BoxFuture, join};
 use crate::admit::address::TrustedProxies;
 use crate::admit::auth::Auth;
 use crate::admit::cors::Cors;
+use crate::admit::idempotency::Idempotency;
 use crate::admit::limits::Limits;
 use crate::admit::permissions::RoleId;
 use crate::admit::size::HeadLimits;
@@ -42,6 +43,7 @@ pub struct Policies {
     pub has_inner_requests: bool,
     pub auth: Auth,
     pub tenancy: Tenancy,
+    pub idempotency: Idempotency,
     pub secure_headers: SecureHeaders,
     pub tracing: bool,
     /// `None`: HTTP/2 is not spoken to clients.

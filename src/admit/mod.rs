@@ -8,6 +8,7 @@ pub mod chunks;
 pub mod cors;
 pub mod head;
 pub mod head2;
+pub mod idempotency;
 pub mod json;
 pub mod limits;
 pub mod lookup;
@@ -48,6 +49,8 @@ pub enum Admitted {
     GoOn,
     /// An answer of our own: nothing is forwarded.
     Answered(Answer),
+    /// The answer of an earlier request that was this one.
+    Replayed(Box<idempotency::Answer>),
     /// A refusal that the audit log has been told of.
     Refused(Refusal),
     /// Nobody waits for the answer any more.
@@ -187,6 +190,7 @@ impl Gateway {
             self.note_family(body, ctx);
         }
         self.spend(ctx).await?; // 429
+        let keyed = self.read_key(session, ctx, &route, &mut body).await?; // 400, 408, 413
         if let Some(named) = named {
             self.keep_to_own_venues(session, ctx, named, &mut body)
                 .await?; // 400, 404, 415, 503
@@ -197,6 +201,12 @@ impl Gateway {
             Box::pin(validated).await?; // 400, 408, 415, 422
         }
         self.take_place(session, ctx)?; // 429
+        if let Some(keyed) = keyed
+            && let Some(answer) = Box::pin(self.run_once(session, ctx, keyed)).await?
+        // 409, 422, 503
+        {
+            return Ok(Admitted::Replayed(Box::new(answer)));
+        }
         if let Some(aggregate) = &route.aggregate {
             return Ok(Box::pin(self.compose(aggregate, &parameters, session, ctx)).await); // 401, 403, 404, 502, 503, 504
         }

@@ -29,6 +29,7 @@ const RELOADED: &[&str] = &[
     "roles",
     "limits",
     "validation",
+    "idempotency",
     "streams",
     "timeouts",
     "breaker",

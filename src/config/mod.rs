@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::admit::auth::AuthConfig;
 use crate::admit::cors::CorsConfig;
+use crate::admit::idempotency::IdempotencyConfig;
 use crate::admit::limits::LimitsConfig;
 use crate::admit::permissions::RoleConfig;
 use crate::admit::schema;
@@ -66,6 +67,7 @@ pub struct File {
     pub roles: BTreeMap<String, RoleConfig>,
     pub limits: LimitsConfig,
     pub validation: schema::LimitsConfig,
+    pub idempotency: IdempotencyConfig,
     pub streams: StreamsConfig,
     pub timeouts: TimeoutsConfig,
     pub breaker: BreakerConfig,

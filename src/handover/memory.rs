@@ -15,6 +15,7 @@ use super::wire::{Broken, Frame};
 use crate::admit::auth::api_key::StoredKeys;
 use crate::admit::auth::refresh::Store;
 use crate::admit::auth::unix_now;
+use crate::admit::idempotency::Ledger;
 use crate::admit::limits::{Books, Failures, Mark, Page, Spent, Windows};
 use crate::policies::InForce;
 use crate::state::Revoked;
@@ -29,6 +30,7 @@ pub struct Memory {
     pub in_force: InForce,
     pub revoked: Arc<Revoked>,
     pub families: Arc<Store>,
+    pub ledger: Arc<Ledger>,
     pub api_keys: Option<Arc<StoredKeys>>,
 }
 
@@ -40,6 +42,7 @@ const CHUNK: usize = 1_000;
 
 const REVOKED_HERE: &str = "revoked-here";
 const FAMILIES: &str = "families";
+const WRITES: &str = "writes";
 const UNWRITTEN: &str = "unwritten";
 const REVOCATIONS: &str = "revocations";
 const SERVICES: &str = "services";
@@ -68,6 +71,7 @@ impl Memory {
         let mut parcel = Parcel::default();
         parcel.each(REVOKED_HERE, self.revoked.carried());
         parcel.chunks(FAMILIES, self.families.carried(false));
+        parcel.each(WRITES, self.ledger.carried(false));
         parcel.chunks(UNWRITTEN, self.unwritten(clock));
         if revocations && !self.revoked.is_unread() {
             // All of them or none: a part of the last known set would pass for the whole.
@@ -100,6 +104,7 @@ impl Memory {
         let mut parcel = Parcel::default();
         parcel.each(REVOKED_HERE, self.revoked.carried());
         parcel.chunks(FAMILIES, self.families.carried(true));
+        parcel.each(WRITES, self.ledger.carried(true));
         parcel.chunks(UNWRITTEN, self.unwritten(clock));
         parcel.chunks(JOURNAL, self.books.carried(clock, Some(mark)));
         parcel.each(FAILURES, self.failures.windows().carried(clock, Some(mark)));
@@ -124,6 +129,7 @@ impl Memory {
                 .revoked
                 .take_over(frame.parse().map_err(unreadable)?, unix_now())?,
             FAMILIES => self.families.take_over(frame.parse().map_err(unreadable)?),
+            WRITES => self.ledger.take_over(frame.parse().map_err(unreadable)?),
             UNWRITTEN => match self.families.kept() {
                 Some(kept) => kept.take_over(frame.parse().map_err(unreadable)?, clock),
                 None => 0,
@@ -152,10 +158,9 @@ impl Memory {
     }
 
     fn unwritten(&self, clock: &Clock) -> Vec<impl Serialize> {
-        self.families
-            .kept()
-            .map(|kept| kept.carried(clock))
-            .unwrap_or_default()
+        let kept = [self.families.kept(), self.ledger.kept()];
+        let kept = kept.into_iter().flatten();
+        kept.flat_map(|kept| kept.carried(clock)).collect()
     }
 
     fn take_over_services(&self, frame: &Frame, clock: &Clock) -> Result<usize, String> {

@@ -7,7 +7,7 @@ mod send;
 
 pub use grpc::is_grpc;
 pub use refusal::Refusal;
-pub use send::{Answer, answer, begin_for_http10, preflight, refuse, tell_to_continue};
+pub use send::{Answer, answer, begin_for_http10, preflight, refuse, replay, tell_to_continue};
 
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::response::Parts as RespParts;

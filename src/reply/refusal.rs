@@ -10,6 +10,7 @@ use http::{HeaderValue, StatusCode};
 use crate::admit::auth::{AuthError, MissingPermission, Source, TenantsDiffer};
 use crate::admit::cors::OriginNotAllowed;
 use crate::admit::head::HeadFault;
+use crate::admit::idempotency::NotRun;
 use crate::admit::limits::Exceeded;
 use crate::admit::lookup::NotFoundOut;
 use crate::admit::path::PathFault;
@@ -64,6 +65,8 @@ pub enum Refusal {
     TooManyStreams,
     /// A version of the WebSocket protocol that is not spoken here.
     WebSocketVersion,
+    /// A write that runs once neither runs nor gets its answer.
+    NotRun(NotRun),
     /// Who is calling cannot be found out at the moment.
     CannotTell,
     /// The service has no instance that answers: connection refused, none healthy, or its breaker is open.
@@ -188,6 +191,41 @@ impl Refusal {
                 "UPGRADE_REQUIRED",
                 "Version 13 of the WebSocket protocol is spoken here".into(),
             ),
+            Refusal::NotRun(NotRun::NoKey) => (
+                S::BAD_REQUEST,
+                "IDEMPOTENCY_KEY_REQUIRED",
+                "This request needs an Idempotency-Key".into(),
+            ),
+            Refusal::NotRun(NotRun::Reused) => (
+                S::UNPROCESSABLE_ENTITY,
+                "IDEMPOTENCY_KEY_REUSED",
+                "This Idempotency-Key stands for another request".into(),
+            ),
+            Refusal::NotRun(NotRun::InProgress) => (
+                S::CONFLICT,
+                "REQUEST_IN_PROGRESS",
+                "A request with this Idempotency-Key is being processed".into(),
+            ),
+            Refusal::NotRun(NotRun::Unknown) => (
+                S::CONFLICT,
+                "OUTCOME_UNKNOWN",
+                "A request with this Idempotency-Key was sent and has no answer: ask whether it took effect"
+                    .into(),
+            ),
+            Refusal::NotRun(NotRun::Unkept(status)) => (
+                S::CONFLICT,
+                "ANSWER_NOT_KEPT",
+                format!(
+                    "A request with this Idempotency-Key was answered with {}, and the answer was not kept",
+                    status.as_u16()
+                )
+                .into(),
+            ),
+            Refusal::NotRun(NotRun::CannotTell) => (
+                S::SERVICE_UNAVAILABLE,
+                "SERVICE_UNAVAILABLE",
+                "Idempotency keys cannot be checked at the moment: nothing was done".into(),
+            ),
             Refusal::CannotTell => (
                 S::SERVICE_UNAVAILABLE,
                 "SERVICE_UNAVAILABLE",
@@ -227,7 +265,7 @@ impl Refusal {
         }
     }
 
-    /// Whole seconds for `Retry-After`, on 429 and 503.
+    /// Whole seconds for `Retry-After`, on 429 and 503, and on a 409 that will pass.
     pub fn retry_after_secs(&self) -> Option<u32> {
         match self {
             Refusal::RateLimited(Exceeded {
@@ -236,6 +274,7 @@ impl Refusal {
             | Refusal::Unavailable {
                 retry_after_secs, ..
             } => Some((*retry_after_secs).max(1)),
+            Refusal::NotRun(NotRun::InProgress | NotRun::CannotTell) => Some(1),
             Refusal::Overloaded(_) | Refusal::CannotTell | Refusal::TooManyStreams => Some(1),
             _ => None,
         }

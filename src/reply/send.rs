@@ -7,13 +7,14 @@ use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
     UPGRADE, WWW_AUTHENTICATE,
 };
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 use pingora_proxy::Session;
 
 use super::{Refusal, grpc};
 use crate::admit::cors::Cors;
+use crate::admit::idempotency::Answer as Kept;
 use crate::admit::request_id::X_REQUEST_ID;
 use crate::connection::link_of;
 use crate::context::Ctx;
@@ -24,6 +25,9 @@ pub struct Answer {
     pub content_type: &'static str,
     pub body: Vec<u8>,
 }
+
+/// The answer was given before, to the same write.
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// A body that is not wanted any more is read up to this size, so that the connection can go on.
 const SMALL_BODY: u64 = 64 << 10;
@@ -93,6 +97,20 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx, answer: Answer) -> pin
     write(session, ctx, answer.status, fields, answer.body).await
 }
 
+/// Answers a request as the same one was answered before.
+pub async fn replay(session: &mut Session, ctx: &Ctx, answer: Kept) -> pingora::Result<()> {
+    let Kept {
+        status,
+        mut fields,
+        body,
+    } = answer;
+    fields.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    if let Some(standing) = &ctx.standing {
+        standing.stamp(&mut fields);
+    }
+    write(session, ctx, status, fields, body).await
+}
+
 /// Answers a preflight.
 pub async fn preflight(session: &mut Session, ctx: &Ctx) -> pingora::Result<()> {
     let mut fields = HeaderMap::with_capacity(16);
@@ -138,12 +156,15 @@ async fn write(
     ctx: &Ctx,
     status: StatusCode,
     mut fields: HeaderMap,
-    body: Vec<u8>,
+    body: impl Into<Bytes>,
 ) -> pingora::Result<()> {
-    if status != StatusCode::NO_CONTENT {
+    let body = body.into();
+    if !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         fields.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
-    fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    fields
+        .entry(CACHE_CONTROL)
+        .or_insert(const { HeaderValue::from_static("no-store") });
     fields.insert(X_REQUEST_ID, ctx.request_id.clone());
     ctx.policies
         .secure_headers
@@ -170,7 +191,7 @@ async fn write(
     }
     session.write_response_header(head, !has_body).await?;
     if has_body {
-        write_body(session, Bytes::from(body)).await?;
+        write_body(session, body).await?;
     }
     // On HTTP/2 a stream may end before its body (RFC 9113, section 8.1).
     if !session.is_body_done() && session.req_header().version != Version::HTTP_2 {

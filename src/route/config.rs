@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{METHODS, MethodIndex};
 use crate::admit::auth::AuthRule;
 use crate::admit::auth::refresh::SessionStep;
+use crate::admit::idempotency::IdempotencyRule;
 use crate::admit::permissions::Owner;
 use crate::admit::schema::ValidationConfig;
 use crate::admit::tenancy::VenueRule;
@@ -68,6 +69,9 @@ pub struct RouteConfig {
     /// Where venues are looked for that are not the caller's.
     #[serde(default)]
     pub venues: VenueRule,
+    /// Its writes run once for each Idempotency-Key.
+    #[serde(default)]
+    pub idempotency: Option<IdempotencyRule>,
     /// WebSockets may begin here.
     #[serde(default)]
     pub websocket: Option<WebSocketConfig>,

@@ -17,6 +17,7 @@ use prometheus::IntCounterVec;
 
 use crate::admit::auth::AuthRule;
 use crate::admit::auth::refresh::SessionStep;
+use crate::admit::idempotency::IdempotencyRule;
 use crate::admit::limits::{GLOBAL, Limits, MAX_RULES, Rule, Who};
 use crate::admit::permissions::{Owner, Required, Roles, is_permission};
 use crate::admit::schema::{self, Rules, Subject, Validation};
@@ -63,6 +64,8 @@ pub struct Route {
     pub venues: VenueRule,
     /// What its requests must look like.
     pub validation: Option<Box<Validation>>,
+    /// Whether its writes run once.
+    pub idempotency: Option<IdempotencyRule>,
     venue_steps: Steps,
     pub metrics: RouteMetrics,
     /// What answers instead of the service.
@@ -141,6 +144,7 @@ impl RouteConfig {
             limits,
             forward_headers,
             venues,
+            idempotency,
             websocket,
             cookies,
             aggregate: _, // as well
@@ -174,6 +178,8 @@ impl RouteConfig {
         };
         let validation =
             validate.map(|validate| validate.compile(place, &subject, parts.validation, problems));
+        let is_other = webhook || session.is_some() || idle_timeout.is_some();
+        IdempotencyRule::check(place, idempotency, auth, &methods, is_other, problems);
         let owner = match owner.as_deref() {
             None => Owner::Unknown,
             Some("service") => Owner::Service,
@@ -259,6 +265,7 @@ impl RouteConfig {
             limits,
             venues,
             validation,
+            idempotency,
             venue_steps,
             forward_headers: headers,
             aggregate: aggregate.flatten(),

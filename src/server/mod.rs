@@ -195,6 +195,7 @@ pub fn compile(
         roles,
         limits,
         validation,
+        idempotency,
         streams,
         timeouts,
         breaker,
@@ -315,6 +316,7 @@ pub fn compile(
         limits: validation.compile(p),
         failures: &metrics.validation_failures,
     };
+    let idempotency = idempotency.compile(process.ledger.clone(), &metrics.idempotency_requests, p);
     let parts = route::Parts {
         pools: &pools,
         roles: &roles,
@@ -376,6 +378,7 @@ pub fn compile(
             batch,
             auth,
             tenancy,
+            idempotency,
             secure_headers,
             tracing,
             http2,

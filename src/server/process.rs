@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::life::Life;
 use crate::admit::auth;
+use crate::admit::idempotency::Ledger;
 use crate::admit::limits::{Books, Shared, Spent};
 use crate::admit::lookup::Membership;
 use crate::admit::tenancy::Budget;
@@ -38,6 +39,8 @@ pub struct Process {
     pub shared_limits: Option<Shared>,
     pub known: auth::Known,
     pub members: Arc<Cache<Membership>>,
+    /// Of writes that run once.
+    pub ledger: Arc<Ledger>,
     /// For bodies that are held back.
     pub room: Arc<Budget>,
     pub connectors: Connectors,
@@ -84,7 +87,10 @@ impl Process {
             &metrics.streams_open,
         );
         let shared_limits = commands.map(|redis| Shared::new(redis.clone(), books.clone()));
+        let life = Arc::new(Life::default());
+        let ledger = Arc::new(Ledger::new(commands.cloned(), life.clone()));
         let mut tasks = known.tasks();
+        tasks.extend(ledger.settle().map(|task| Box::new(task) as Box<_>));
         let mut memories: Vec<Arc<dyn Remembers>> = vec![users, members.clone()];
         memories.extend(known.stored_keys.clone().map(|keys| keys as Arc<_>));
         // After them: what it doubts is looked up anew.
@@ -100,13 +106,14 @@ impl Process {
             unmatched: Arc::new(metrics.http.route(UNMATCHED)),
             metrics,
             logger: Arc::new(logger),
-            life: Arc::new(Life::default()),
+            life,
             redis_health,
             books,
             spent: Arc::new(Spent::new(max_keys)),
             shared_limits,
             known,
             members,
+            ledger,
             room: Budget::new(),
             connectors: Connectors::new(),
             home,
@@ -142,6 +149,7 @@ impl Process {
             in_force: in_force.clone(),
             revoked: self.known.revoked.clone(),
             families: self.known.families.clone(),
+            ledger: self.ledger.clone(),
             api_keys: self.known.stored_keys.clone(),
         }
     }

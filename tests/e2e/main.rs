@@ -52,6 +52,8 @@ mod users;
 mod validation;
 mod venues;
 
+mod idempotency;
+
 mod answers;
 
 mod aborts;

@@ -2,6 +2,7 @@
 //! followed, and what becomes of its servers costs no request (docs/decisions/0010).
 
 use crate::support::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 /// Redis that is back is taken up within two seconds; one more is for a machine that has other things to do.
@@ -586,7 +587,7 @@ fn a_sentinel_needs_a_name_and_an_address() {
     }
 }
 
-/// What else stands in Redis: memberships, API keys, refresh families, and the end of all of them.
+/// What else stands in Redis: memberships, API keys, refresh families and their end, and writes that run once.
 #[track_caller]
 fn uses_of_callers(gateway: &Gateway) {
     let of_a_venue = Request::get("/one?venueId=v1").bearer(&user("u5"));
@@ -606,6 +607,15 @@ fn uses_of_callers(gateway: &Gateway) {
     assert_eq!(logout.send_to(gateway.addr()).status, 200);
     let next = pair.json()["refreshToken"].as_str().unwrap().to_owned();
     assert_eq!(refresh(&next).status, 401, "its family has ended");
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let key = format!("write-{}", NEXT.fetch_add(1, Ordering::SeqCst));
+    for replayed in [None, Some("true")] {
+        let write = Request::post("/once").bearer(&user("u7"));
+        let write = write.header("Idempotency-Key", &key).body("1");
+        let answer = write.send_to(gateway.addr());
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.header("idempotent-replayed"), replayed);
+    }
 }
 
 /// What 0010 says that the gateway's user needs.
@@ -798,6 +808,7 @@ routes:
   - {{ path: /refresh, service: backend, methods: [POST], auth: public, session: refresh }}
   - {{ path: /logout, service: backend, methods: [POST], auth: token, session: logout }}
   - {{ path: /key, service: backend, auth: token-or-key }}
+  - {{ path: /once, service: backend, auth: token, idempotency: required, venues: any, limits: [free] }}
 "#
     )
 }

@@ -241,6 +241,7 @@ impl OfRoute<'_> {
             websocket: None,
             cookies: of.cookies,
             aggregate: None,
+            idempotency: None,
             validate: None,
         }
     }

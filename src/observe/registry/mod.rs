@@ -36,6 +36,8 @@ pub struct Metrics {
     pub venue_checks: IntCounterVec,
     /// Requests that did not look as they must, by route and what became of them.
     pub validation_failures: IntCounterVec,
+    /// Requests with an Idempotency-Key, or that need one, by what came of it.
+    pub idempotency_requests: IntCounterVec,
     /// What other services were asked about callers, by where the answer came from.
     pub lookups: IntCounterVec,
     /// Sources that aggregates were made of, by what came of asking them.
@@ -163,6 +165,12 @@ impl Metrics {
                 "validation_failures_total",
                 "Requests that did not look as their route's schemas have it",
                 &["route", "mode"],
+            )?,
+            idempotency_requests: counters(
+                &registry,
+                "idempotency_requests_total",
+                "Requests with an Idempotency-Key, or that need one, by what came of it",
+                &["result"],
             )?,
             lookups: counters(
                 &registry,
