@@ -258,6 +258,9 @@ impl ProxyHttp for Gateway {
             let status = ErrorType::HTTPStatus(response.status.as_u16());
             let mut error = Error::explain(status, "the backend failed").into_up();
             error.set_retry(again);
+            if let (true, Some(run)) = (again, &mut ctx.run) {
+                run.goes_on(response);
+            }
             return Err(error);
         }
         // A client that does not take its answer does not keep the backend for longer than one that does.

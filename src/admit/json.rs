@@ -42,7 +42,7 @@ const NUL: NoDocument = NoDocument("A text in the body contains U+0000");
 
 impl Bounds {
     /// Looks over the text once, and allocates nothing. That it is JSON is for the reader to find out.
-    fn check(self, text: &[u8]) -> Result<(), NoDocument> {
+    pub fn check(self, text: &[u8]) -> Result<(), NoDocument> {
         let (mut depth, mut values) = (0, 1);
         let mut at = 0;
         while let Some(byte) = text.get(at) {

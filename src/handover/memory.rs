@@ -69,9 +69,9 @@ impl Memory {
     /// All of it. `revocations`: the next process has not read them itself.
     pub fn all(&self, clock: &Clock, revocations: bool) -> Parcel {
         let mut parcel = Parcel::default();
+        parcel.each(WRITES, self.ledger.carried(false));
         parcel.each(REVOKED_HERE, self.revoked.carried());
         parcel.chunks(FAMILIES, self.families.carried(false));
-        parcel.each(WRITES, self.ledger.carried(false));
         parcel.chunks(UNWRITTEN, self.unwritten(clock));
         if revocations && !self.revoked.is_unread() {
             // All of them or none: a part of the last known set would pass for the whole.

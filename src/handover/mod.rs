@@ -31,7 +31,6 @@ pub use giver::{Program, Upgrades};
 pub use heir::{Heir, Succession};
 pub use memory::Memory;
 pub use seeds::Seeded;
-pub use wire::MOST_SOCKETS;
 
 use crate::listen::Key;
 

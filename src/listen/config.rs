@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::address::Address;
 use crate::config::{self, Problems};
-use crate::handover::MOST_SOCKETS;
 
 /// How clients are spoken to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -99,7 +98,7 @@ pub struct Listeners {
 }
 
 /// A process that takes over is given all sockets at one stroke, the main and the private one among them.
-const MOST_LISTENERS: usize = MOST_SOCKETS - 2;
+const MOST_LISTENERS: usize = 126;
 
 /// The kernel's longest (tcp(7), TCP_KEEPIDLE).
 const MOST_KEEPALIVE: Duration = Duration::from_secs(32_767);

@@ -12,8 +12,10 @@ const USR2: i32 = 12;
 fn a_process_that_is_starting_acts_on_signals_when_it_serves() {
     let starting = Starting::spawn("127.0.0.1", 0);
     starting.gateway.rewrite_conf(&starting.conf("/b/*"));
-    starting.gateway.signal(HUP);
     starting.gateway.signal(USR2);
+    // Before it goes on: a process that serves would do it, and take no other configuration meanwhile.
+    starting.gateway.wait_failed_upgrade("does not serve yet");
+    starting.gateway.signal(HUP);
     starting.goes_on();
     let main = |line: &Value| line["msg"] == "listening" && line["listener"] == "main";
     let main = starting.gateway.wait_log(main);
@@ -21,7 +23,6 @@ fn a_process_that_is_starting_acts_on_signals_when_it_serves() {
     wait_until("the new route is there", || {
         Request::get("/b/x").send_to(addr).status == 200
     });
-    starting.gateway.wait_failed_upgrade("does not serve yet");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::key::{Fingerprint, Name, hex};
 use super::ledger::{Ledger, Store};
-use super::memory::Memory;
+use super::memory::{Leaving, Memory};
 use super::record::{self, Outcome};
 use crate::handover::Clock;
 use crate::state::{Away, Kept, Redis};
@@ -91,7 +91,7 @@ impl Asked {
         &self,
         memory: &Mutex<Memory>,
         lease: Duration,
-        is_leaving: bool,
+        leaving: Leaving,
     ) -> Result<(i64, Bytes), Away> {
         let clock = Clock::now();
         let end = |after: Duration| clock.here().checked_add(after).map(|at| clock.millis(at));
@@ -99,7 +99,7 @@ impl Asked {
         let (now, lease) = (clock.millis(clock.here()), end(lease).ok_or(Away)?);
         let record = format!("{}{lease}", record::begun(&self.fingerprint, &self.run));
         let mut memory = memory.lock();
-        let there = memory.claim(&self.name, record, until, now, is_leaving)?;
+        let there = memory.claim(&self.name, record, until, now, leaving)?;
         Ok((now, there))
     }
 

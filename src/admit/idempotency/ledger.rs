@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::key::{Fingerprint, Name};
 use super::lease::{Asked, Lease};
-use super::memory::{CarriedWrite, Memory};
+use super::memory::{CarriedWrite, Leaving, Memory};
 use super::record::{Outcome, State};
 use crate::server::Life;
 use crate::state::{Away, Kept, Redis, Settle};
@@ -115,8 +115,12 @@ impl Ledger {
         let (now, record) = match &self.store {
             Store::Redis { redis, kept } => asked.claim_in(redis, kept, left + GRACE).await?,
             Store::Memory { memory, life } => {
-                let is_leaving = life.is_upgrading() || life.is_replaced();
-                asked.claim_here(memory, left + GRACE, is_leaving)?
+                let leaving = match () {
+                    () if life.is_replaced() => Leaving::Gone,
+                    () if life.is_upgrading() => Leaving::Perhaps,
+                    () => Leaving::No,
+                };
+                asked.claim_here(memory, left + GRACE, leaving)?
             }
         };
         if record.is_empty() {

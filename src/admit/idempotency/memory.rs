@@ -38,6 +38,16 @@ pub struct CarriedWrite {
 /// What an entry takes beside its record.
 const OVERHEAD: usize = 256;
 
+/// Whether another process takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    No,
+    /// It gets ready.
+    Perhaps,
+    /// It serves, and hears of nothing that begins here.
+    Gone,
+}
+
 impl Memory {
     /// `most`: bytes.
     pub fn new(most: usize) -> Self {
@@ -53,24 +63,24 @@ impl Memory {
     /// The same as claim.lua: the record that is there, or an empty one, and this one is there now.
     ///
     /// # Errors
-    /// When there is no room for another write; or, once the next process knows them all, if it `is_leaving`: otherwise both
-    /// could run one.
+    /// When there is no room for another write; or the next process knows them all: otherwise both could run one.
     pub fn claim(
         &mut self,
         name: &Name,
         record: String,
         until: i64,
         now: i64,
-        is_leaving: bool,
+        leaving: Leaving,
     ) -> Result<Bytes, Away> {
         self.drop_ended(now);
-        if !is_leaving {
+        if leaving == Leaving::No {
             self.changed = None; // an upgrade that has failed
         }
         if let Some(entry) = self.entries.get(name) {
             return Ok(entry.record.clone());
         }
-        if self.changed.is_some() || self.used + record.len() + OVERHEAD > self.most {
+        let next_knows_all = self.changed.is_some() || leaving == Leaving::Gone;
+        if next_knows_all || self.used + record.len() + OVERHEAD > self.most {
             return Err(Away);
         }
         self.put(*name, record.into(), until);
@@ -206,7 +216,7 @@ mod tests {
     }
 
     fn claim(memory: &mut Memory, n: u8, run: &str, now: i64) -> Result<Bytes, Away> {
-        memory.claim(&name(n), running(run), now + 1000, now, false)
+        memory.claim(&name(n), running(run), now + 1000, now, Leaving::No)
     }
 
     #[test]
@@ -253,14 +263,16 @@ mod tests {
             claim(&mut old, n, "a", 0).unwrap();
         }
         assert_eq!(new.take_over(old.carried()), 3);
-        let leaves = old.claim(&name(4), running("a"), 1000, 1, true);
+        let leaves = old.claim(&name(4), running("a"), 1000, 1, Leaving::Perhaps);
         assert_eq!(leaves, Err(Away), "the new one may be at it");
-        let known = old.claim(&name(1), running("b"), 1000, 1, true);
+        let known = old.claim(&name(1), running("b"), 1000, 1, Leaving::Perhaps);
         assert_eq!(known, Ok(running("a").into()));
         assert_eq!(claim(&mut new, 1, "b", 1), Ok(running("a").into()));
         old.conclude(&name(1), "a", b"done \xff".to_vec(), Vec::new(), 5000);
         old.conclude(&name(2), "a", Vec::new(), Vec::new(), 5000);
         assert_eq!(new.take_over(old.carried_changes()), 1);
+        let last = old.claim(&name(5), running("a"), 1000, 1, Leaving::Gone);
+        assert_eq!(last, Err(Away), "nobody would hear of it");
         let done = Bytes::from_static(b"done \xff");
         assert_eq!(claim(&mut new, 1, "b", 1), Ok(done));
         assert_eq!(claim(&mut new, 2, "b", 1), Ok(Bytes::new()));

@@ -56,11 +56,23 @@ impl Run {
         self.sent = self.sent.saturating_sub(1);
     }
 
+    /// The answer of an attempt after which another one follows.
+    pub fn goes_on(&mut self, head: &ResponseHeader) {
+        if super::is_undone(head.status, &head.headers) {
+            self.was_not_processed();
+        }
+    }
+
     /// The head of the answer that the client gets.
     pub async fn answered(&mut self, head: &ResponseHeader) {
         if super::is_undone(head.status, &head.headers) {
-            if let Some(lease) = self.lease.take() {
-                lease.forget().await;
+            // It speaks of the last attempt alone: an earlier one may have done it.
+            match self.lease.take() {
+                Some(lease) if self.sent <= 1 => {
+                    lease.forget().await;
+                }
+                Some(lease) => conclude(lease, Outcome::Unknown).await,
+                None => {}
             }
             return;
         }

@@ -273,6 +273,17 @@ impl Gateway {
 // === impl Tenancy ===
 
 impl Tenancy {
+    /// Room for so many bytes of who is called this, and may be nobody's caller yet; for as long as it is held.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn take_room(&self, name: &[u8], bytes: usize) -> Result<Held, Refusal> {
+        let mut held = self.room.of(name);
+        held.grow(bytes)
+            .map_err(|Full| Refusal::Overloaded("api-gateway".into()))?;
+        Ok(held)
+    }
+
     /// For a body of this caller that is held back.
     pub fn room_for(&self, caller: Option<&Caller>) -> Held {
         let tenant = caller.map(|caller| caller.tenant.as_bytes());

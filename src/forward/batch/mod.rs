@@ -187,6 +187,10 @@ impl Gateway {
         batch.check_head(&request.method, &request.headers)?; // 405, 415
         let deadline = Deadline::of(&request.headers, ctx.start, batch.timeout)?; // 400
         ctx.deadline = Some(deadline);
+        // Nobody is identified yet: what is held is counted by address.
+        let room = policies
+            .tenancy
+            .take_room(ctx.client_text.as_bytes(), batch.body)?; // 503
         let body = body::read(session, ctx, batch.body).await?; // 408, 413
         let behind = request::Behind {
             head: session.req_header(),
@@ -195,7 +199,7 @@ impl Gateway {
             most: batch.most,
         };
         let calls = request::read(&body, &behind)?; // 400
-        drop(body);
+        drop((body, room));
         batch.calls.inc_by(calls.len() as u64);
         let results = make(batch, calls, session, ctx, deadline).await;
         Ok(Admitted::Answered(Answer {

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::admit::head::{HeadReader, Progress};
+use crate::admit::json::{Bounds, NoDocument};
 use crate::admit::request_id::X_REQUEST_ID;
 use crate::admit::size::HeadLimits;
 use crate::admit::tenancy::X_VENUE_ID;
@@ -69,6 +70,12 @@ const ALLOWED: [HeaderName; 12] = [
     X_VENUE_ID,
 ];
 
+/// A document takes many times its text: so it is looked at before it is read.
+const BOUNDS: Bounds = Bounds {
+    depth: 40,
+    values: 20_000,
+};
+
 /// Characters of a call's id.
 const LONGEST_ID: usize = 64;
 
@@ -82,6 +89,8 @@ const NOT_HTTP: Refusal = Refusal::BadBody("A call is not a well-formed HTTP req
 /// # Errors
 /// When one of them is no request: then none is made.
 pub fn read(body: &[u8], behind: &Behind<'_>) -> Result<Vec<Call>, Refusal> {
+    let checked = BOUNDS.check(body);
+    checked.map_err(|NoDocument(why)| Refusal::BadBody(why))?;
     let BatchBody { calls } = serde_json::from_slice(body).map_err(|_| {
         Refusal::BadBody(
             "The body must be {\"calls\": [{\"id\", \"method\", \"path\", \"headers\", \"body\"}, …]}",

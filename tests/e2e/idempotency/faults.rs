@@ -121,6 +121,32 @@ fn retries_stay_inside_one_run() {
 }
 
 #[test]
+fn a_refusal_behind_an_attempt_that_may_have_run_does_not_free_the_key() {
+    let world = World::new(None, 1, |conf| {
+        conf.top(
+            "retry",
+            "{ max_retries: 1, base_delay: 1ms, budget_min: 1000 }",
+        )
+    });
+    let too_many = || Reply::status(429).header("retry-after", "1");
+    let turn = AtomicUsize::new(0);
+    world
+        .backend
+        .set(move |_| match turn.fetch_add(1, Ordering::SeqCst) {
+            0 => Reply::reset(),
+            _ => too_many(),
+        });
+    assert_eq!(pay("u1", "k1").send_to(world.addr(0)).status, 429);
+    let again = pay("u1", "k1").send_to(world.addr(0));
+    assert_eq!(code(&again), unknown());
+    assert_eq!(world.backend.requests().len(), 2);
+    // Where nothing else was sent, it is free.
+    assert_eq!(pay("u1", "k2").send_to(world.addr(0)).status, 429);
+    assert_eq!(pay("u1", "k2").send_to(world.addr(0)).status, 429);
+    assert_eq!(world.backend.requests().len(), 4);
+}
+
+#[test]
 fn the_answer_is_kept_although_nobody_takes_it() {
     let pieces = [
         "HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n",
