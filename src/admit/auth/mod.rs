@@ -7,6 +7,7 @@ mod keys;
 mod known;
 mod logout;
 pub mod refresh;
+mod rights;
 mod token;
 mod users;
 
@@ -34,6 +35,7 @@ use jwks::Jwks;
 pub use known::Known;
 use logout::Logout;
 use refresh::{Families, Refresh, RefreshConfig};
+pub use rights::Rights;
 use token::Tokens;
 pub use token::unix_now;
 pub use users::UsersConfig;
@@ -87,6 +89,8 @@ pub enum Unread {
 pub struct Caller {
     pub id: Box<str>,
     pub role: Option<RoleId>,
+    /// Of all that its credential says of what it may do.
+    pub rights: Rights,
     /// Granted to this caller itself, beside its role.
     pub permissions: Permissions,
     pub tenant: HeaderValue,
@@ -132,7 +136,7 @@ pub struct Parts<'a> {
 }
 
 /// What a route asks of its callers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AuthRule {
     /// Anybody.

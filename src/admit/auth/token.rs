@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::jwks::{Jwks, keep_fresh};
 use super::keys::{RandomSecret, VerifyingKey, local_keys};
-use super::{AuthError, Caller, JwtConfig, Source, Tier};
+use super::{AuthError, Caller, JwtConfig, Rights, Source, Tier};
 use crate::admit::permissions::{Permissions, Roles};
 use crate::admit::tenancy::Venues;
 use crate::config::{Problems, Stage, tree};
@@ -304,11 +304,14 @@ impl Tokens {
             expires: exp as i64,
         };
         let is_complete = !self.look_up_all && (role.is_some() || permissions.is_some());
+        let permissions = permissions.unwrap_or_default();
+        let own = venue.iter().chain(venues.iter().flatten());
         let caller = Caller {
+            rights: Rights::of(role.as_deref(), &permissions, own.map(String::as_str)),
             tier: Tier::default(),
             id: id.into(),
             role: role.and_then(|role| self.roles.id(&role)),
-            permissions: Permissions::new(permissions.unwrap_or_default()),
+            permissions: Permissions::new(permissions),
             tenant: HeaderValue::try_from(tenant_id).ok()?,
             source: Source::Jwt,
             venues: Venues::new(venue, venues.into_iter().flatten()),

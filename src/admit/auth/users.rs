@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AuthError, Caller, Source, Tier};
+use super::{AuthError, Caller, Rights, Source, Tier};
 use crate::admit::lookup::{Behalf, Lookup, NotFoundOut, Setup, User};
 use crate::admit::permissions::{Permissions, Roles};
 use crate::admit::tenancy::Venues;
@@ -115,7 +115,9 @@ impl Users {
             venues,
             active: _,
         } = &*user;
+        let own = venue.iter().chain(venues).map(String::as_str);
         Ok(Arc::new(Caller {
+            rights: Rights::of(role.as_deref(), permissions, own),
             id: caller.id.clone(),
             role: role.as_deref().and_then(|role| self.roles.id(role)),
             permissions: Permissions::new(permissions.iter().cloned()),

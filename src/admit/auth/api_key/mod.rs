@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use super::{AuthError, Caller, Source, Tier};
+use super::{AuthError, Caller, Rights, Source, Tier};
 use crate::admit::permissions::Permissions;
 use crate::admit::tenancy::Venues;
 use crate::config::Problems;
@@ -134,6 +134,7 @@ fn holder(
     expires_at: Option<Timestamp>,
 ) -> Caller {
     Caller {
+        rights: Rights::of(None, &permissions, venues.iter().map(String::as_str)),
         until: expires_at.map(Timestamp::as_second),
         id: id.into(),
         role: None,
