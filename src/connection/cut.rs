@@ -25,6 +25,7 @@ use futures::task::AtomicWaker;
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::time::Sleep;
 
+use super::ahead::Ahead;
 use super::pace::{Taking, TooSlow};
 
 /// What a request sets and its connection's task obeys. Both are the same task: the atomics only make it `Sync`, but for
@@ -50,6 +51,8 @@ pub struct Cut {
     /// [`FREE`], [`FINISHED`] or [`HELD`].
     answer: AtomicU8,
     writer: AtomicWaker,
+    /// Whether the exchange waits for its client.
+    pub ahead: Ahead,
 }
 
 /// Why something that streams has to end.
@@ -119,6 +122,7 @@ impl Cut {
             waker: AtomicWaker::new(),
             answer: AtomicU8::new(FREE),
             writer: AtomicWaker::new(),
+            ahead: Ahead::default(),
         })
     }
 

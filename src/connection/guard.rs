@@ -6,6 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -17,6 +18,7 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Cut;
+use super::ahead::Untaken;
 use super::pace::{MinRate, Pace, TooSlow};
 use super::websocket::{Link, Relay};
 use crate::admit::chunks::{ChunkFault, ChunkReader};
@@ -36,6 +38,8 @@ pub struct Guard {
     cut: Option<Arc<Cut>>,
     /// Where something is changed: its answer may have to be held, or finished for nobody.
     answer: Option<Arc<Cut>>,
+    /// Where answers are kept: what the client has not taken of one that others wait for.
+    ahead: Option<(Arc<Cut>, Untaken)>,
     /// The client asks for another protocol.
     relay: Option<Relay>,
     /// What came behind the request.
@@ -61,6 +65,8 @@ pub struct Needs {
     pub survives_reset: bool,
     pub cut: Option<Arc<Cut>>,
     pub answer: Option<Arc<Cut>>,
+    /// Its answer may be one that others wait for.
+    pub ahead: Option<(Arc<Cut>, Duration)>,
     pub relay: Option<Relay>,
 }
 
@@ -79,10 +85,11 @@ impl Guard {
             survives_reset,
             cut,
             answer,
+            ahead,
             relay,
         } = needs;
         let is_whole = body.is_whole();
-        if is_whole && !survives_reset && cut.is_none() && relay.is_none() {
+        if is_whole && !survives_reset && cut.is_none() && ahead.is_none() && relay.is_none() {
             return stream;
         }
         Box::new(Self {
@@ -92,6 +99,9 @@ impl Guard {
             survives_reset,
             cut,
             answer,
+            ahead: ahead
+                .filter(|_| relay.is_none())
+                .map(|(cut, patience)| (cut, Untaken::new(patience))),
             relay,
             behind: Behind::Nothing,
         })
@@ -109,6 +119,11 @@ impl Guard {
             return (stream, false);
         }
         match stream.into_any().downcast::<Self>() {
+            // What its client has not taken goes out before anything else.
+            Ok(guard) if guard.keeps_something() => {
+                let has_more = guard.behind == Behind::More;
+                (guard, has_more)
+            }
             Ok(guard) => (guard.stream, guard.behind == Behind::More),
             Err(_) => unreachable!("it was looked at just now"),
         }
@@ -128,6 +143,12 @@ impl Guard {
     fn begin_write(&mut self) -> io::Result<()> {
         self.pauses();
         self.ask_cut()
+    }
+
+    /// For its client, of an answer that others waited for.
+    fn keeps_something(&self) -> bool {
+        let kept = self.ahead.as_ref().map(|(_, kept)| kept);
+        kept.is_some_and(|kept| !kept.is_empty())
     }
 
     /// Whether what comes now stands behind the request, and is not for Pingora.
@@ -235,12 +256,14 @@ impl AsyncRead for Guard {
                 Err(slow) => Poll::Ready(Err(slow.into())),
             };
         };
+        let ahead = self.ahead.as_ref();
+        let outlives = ahead.is_some_and(|(cut, _)| cut.ahead.outlives_client());
         match read {
             // With TLS an end without a farewell is an error too (RFC 8446, section 6.1).
             Err(e)
-                if self.survives_reset
-                    && (self.is_finished_anyway()
-                        || matches!(
+                if (self.survives_reset && self.is_finished_anyway())
+                    || ((self.survives_reset || outlives)
+                        && matches!(
                             e.kind(),
                             io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
                         )) => {}
@@ -255,7 +278,7 @@ impl AsyncRead for Guard {
                 false => Behind::More,
             };
             // A client that only reads is gone, and Pingora is to know.
-            if self.behind == Behind::More || self.survives_reset {
+            if self.behind == Behind::More || self.survives_reset || outlives {
                 buf.set_filled(before);
                 return Poll::Pending;
             }
@@ -274,19 +297,31 @@ impl AsyncWrite for Guard {
             return Poll::Pending;
         }
         self.begin_write()?;
-        let Self { stream, relay, .. } = &mut *self;
-        let written = match relay {
-            Some(relay) => relay.poll_write(stream, cx, buf),
-            None => Pin::new(stream).poll_write(cx, buf),
+        let Self {
+            stream,
+            relay,
+            ahead,
+            ..
+        } = &mut *self;
+        let written = match (relay, ahead) {
+            (Some(relay), _) => relay.poll_write(stream, cx, buf),
+            (None, Some((cut, kept))) => kept.poll_write(cut.ahead.room(), stream, cx, buf),
+            (None, None) => Pin::new(stream).poll_write(cx, buf),
         };
         self.or_to_nobody(written, buf.len())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, relay, .. } = &mut *self;
-        let flushed = match relay {
-            Some(relay) => relay.poll_flush(stream, cx),
-            None => Pin::new(stream).poll_flush(cx),
+        let Self {
+            stream,
+            relay,
+            ahead,
+            ..
+        } = &mut *self;
+        let flushed = match (relay, ahead) {
+            (Some(relay), _) => relay.poll_flush(stream, cx),
+            (None, Some((cut, kept))) => kept.poll_flush(cut.ahead.room(), stream, cx),
+            (None, None) => Pin::new(stream).poll_flush(cx),
         };
         self.or_to_nobody(flushed, ())
     }
@@ -300,7 +335,7 @@ impl AsyncWrite for Guard {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.relay.is_some() {
+        if self.relay.is_some() || self.ahead.is_some() {
             let first = bufs.iter().find(|buf| !buf.is_empty());
             return self.poll_write(cx, first.map_or(&[], |buf| buf));
         }
@@ -313,7 +348,7 @@ impl AsyncWrite for Guard {
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.relay.is_none() && self.stream.is_write_vectored()
+        self.relay.is_none() && self.ahead.is_none() && self.stream.is_write_vectored()
     }
 }
 
@@ -357,11 +392,11 @@ impl GetTimingDigest for Guard {
         self.stream.get_timing_digest()
     }
 
-    fn get_read_pending_time(&self) -> std::time::Duration {
+    fn get_read_pending_time(&self) -> Duration {
         self.stream.get_read_pending_time()
     }
 
-    fn get_write_pending_time(&self) -> std::time::Duration {
+    fn get_write_pending_time(&self) -> Duration {
         self.stream.get_write_pending_time()
     }
 }

@@ -2,6 +2,7 @@
 //! byte, before Pingora parses it. So a malformed request has our answer, our log line and our metrics, and nothing
 //! of it reaches a backend (docs/decisions/0003-own-head-reader.md).
 
+mod ahead;
 mod cut;
 mod guard;
 pub mod h2;
@@ -257,7 +258,8 @@ impl Front {
             if asked.is_none() {
                 self.parts.requests.http1.inc();
             }
-            let rate = policies.times.rate;
+            let Times { rate, patience, .. } = policies.times;
+            let keeps_answers = policies.caching.is_some() && head.starts_with(b"GET ");
             let taking = rate.map(|rate| Taking::new(stream.id(), rate));
             let changes_something = !is_safe(&head);
             let needs = Needs {
@@ -266,6 +268,7 @@ impl Front {
                 survives_reset: changes_something,
                 cut: policies.shares_upstreams.then(|| cut.clone()),
                 answer: changes_something.then(|| cut.clone()),
+                ahead: keeps_answers.then(|| (cut.clone(), patience)),
                 relay,
             };
             here::hand_on(policies);

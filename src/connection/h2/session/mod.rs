@@ -4,6 +4,9 @@
 //! Whatever waits here also ends when [`Cut`] says so: on a connection to a backend that others share there is no socket
 //! to shut down, so the exchange ends from its client's side.
 
+mod writing;
+
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -51,6 +54,8 @@ pub struct Session {
     /// A client that resets the stream does not take back what changes something. A gRPC client means it when it cancels.
     survives_reset: bool,
     is_reset: bool,
+    /// Of an answer that others wait for: what its client has no room for yet.
+    behind: VecDeque<Bytes>,
 }
 
 #[derive(Default)]
@@ -87,6 +92,7 @@ impl Session {
             cut,
             times: Times::default(),
             is_reset: false,
+            behind: VecDeque::new(),
         }
     }
 
@@ -110,66 +116,16 @@ impl Session {
             self.is_reset = reset.is_ready();
         }
         // Once the answer has begun, what was to be changed is changed.
-        let goes_on = self.survives_reset && self.written.is_none();
-        match self.is_reset && !goes_on && !self.cut.is_finished_anyway() {
+        let goes_on = (self.survives_reset && self.written.is_none())
+            || self.cut.is_finished_anyway()
+            || self.cut.ahead.outlives_client();
+        match self.is_reset && !goes_on {
             true => Poll::Ready(Error::explain(
                 ErrorType::ConnectionClosed,
                 "the client has reset the stream",
             )),
             false => Poll::Pending,
         }
-    }
-
-    /// Waits until some octets may be sent.
-    async fn room(&mut self, wanted: usize) -> Result<usize> {
-        // Pingora does not read while it writes.
-        self.body.pauses();
-        let (cut, writer) = (&self.cut, &mut self.writer);
-        let writer = writer.as_mut().ok_or_else(no_head)?;
-        writer.reserve_capacity(wanted);
-        if writer.capacity() > 0 {
-            return Ok(writer.capacity());
-        }
-        let room = poll_fn(|cx| {
-            // Also where only the backend's socket was shut down: who takes an octet now and then would never meet the end.
-            if cut.was_shut_down() {
-                return Poll::Ready(Err(over()));
-            }
-            match writer.poll_capacity(cx) {
-                Poll::Pending => Poll::Pending,
-                Poll::Ready(Some(Ok(0))) => {
-                    cx.waker().wake_by_ref();
-                    Poll::Pending
-                }
-                Poll::Ready(Some(Ok(room))) => Poll::Ready(Ok(room)),
-                Poll::Ready(Some(Err(e))) => Poll::Ready(Err(broken(e, ErrorType::WriteError))),
-                Poll::Ready(None) => Poll::Ready(Error::e_explain(
-                    ErrorType::WriteError,
-                    "the stream is closed",
-                )),
-            }
-        });
-        match self.times.write {
-            None => room.await,
-            Some(limit) => timeout(limit, room).await.unwrap_or_else(|_| {
-                Error::e_explain(ErrorType::WriteTimedout, "the client does not read")
-            }),
-        }
-    }
-
-    async fn write_pieces(&mut self, mut data: Bytes, end: bool) -> Result<()> {
-        while !data.is_empty() && !self.ended {
-            let room = self.room(data.len()).await?;
-            let piece = data.split_to(room.min(data.len()));
-            let (len, is_last) = (piece.len(), end && data.is_empty());
-            let writer = self.writer.as_mut().ok_or_else(no_head)?;
-            writer
-                .send_data(piece, is_last)
-                .or_err(ErrorType::WriteError, "the answer's body is not sent")?;
-            self.sent += len;
-            self.ended = is_last;
-        }
-        Ok(())
     }
 
     /// Interim answers (RFC 9110, section 15.2), where h2 can still send one.
@@ -248,6 +204,7 @@ impl server::Session for Session {
         *answer.status_mut() = head.status;
         *answer.headers_mut() = head.headers.clone();
         strip(answer.headers_mut());
+        let is_for_others = self.cut.ahead.outlives_client();
         let sent = self
             .respond
             .send_response(answer, end)
@@ -255,10 +212,12 @@ impl server::Session for Session {
         match sent {
             Ok(writer) => self.writer = Some(writer),
             Err(_) if self.cut.is_finished_anyway() => self.is_reset = true,
+            // It is read to its end for others, and then this shows.
+            Err(_) if is_for_others => {}
             Err(e) => return Err(e),
         }
         self.written = Some(head);
-        self.ended = end || self.is_reset;
+        self.ended = end || (self.is_reset && !is_for_others);
         Ok(())
     }
 
@@ -269,10 +228,18 @@ impl server::Session for Session {
 
     async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
         poll_fn(|cx| self.cut.poll_held(cx)).await;
-        match self.write_pieces(data, end).await {
+        if let Some(room) = self.cut.ahead.room() {
+            let kept: usize = self.behind.iter().map(Bytes::len).sum();
+            if kept + data.len() <= room {
+                self.behind.push_back(data);
+                self.send_ahead();
+                return Ok(());
+            }
+        }
+        match self.send_all(data, end).await {
             // Nobody takes it, and the exchange is to go on all the same.
             Err(_) if self.cut.is_finished_anyway() => self.ended = true,
-            written => written?,
+            sent => sent?,
         }
         match end {
             true => self.finish().await,
@@ -289,6 +256,7 @@ impl server::Session for Session {
         for name in [CONTENT_LENGTH, HOST, TE, TRAILER] {
             trailers.remove(name);
         }
+        self.send_behind().await?;
         self.writer
             .as_mut()
             .ok_or_else(no_head)?
@@ -377,6 +345,7 @@ impl server::Session for Session {
 
     async fn finish(&mut self) -> Result<()> {
         poll_fn(|cx| self.cut.poll_held(cx)).await;
+        self.send_behind().await?;
         if let (false, Some(writer)) = (self.ended, &mut self.writer) {
             writer
                 .send_data(Bytes::new(), true)
