@@ -7,4 +7,10 @@ pub trait Remembers: Send + Sync {
 
     /// Changes may have been missed.
     fn forget_all(&self);
+
+    /// Somebody has said on [`super::keys::CACHE_PURGE`] what answers are out of date.
+    fn purge(&self, _: &[u8]) {}
+
+    /// Whether that is heard.
+    fn hears_purges(&self, _: bool) {}
 }

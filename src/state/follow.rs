@@ -16,7 +16,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::changes::Remembers;
 use super::connection::Connection;
 use super::health::{RedisHealth, RedisState};
-use super::keys::{CACHES, FORGET, REVOCATIONS, RevocationKey, TRACKED};
+use super::keys::{CACHE_PURGE, CACHES, FORGET, REVOCATIONS, RevocationKey, TRACKED};
 use super::revoked::{Revoked, Sets};
 use super::topology::{LONGEST_CONNECT, PING_EVERY, RECONNECT, Topology};
 use super::watch::{Watch, scan};
@@ -82,6 +82,15 @@ impl Follow {
         }
         // What is said to one node of a cluster is heard at all of them.
         redis.masters[0].subscribe(FORGET).await?;
+        // Who may not listen there goes without: revocations matter more.
+        let heard = redis.masters[0].subscribe(CACHE_PURGE).await;
+        if let Err(e) = &heard {
+            log::warn!("{CACHE_PURGE} is not heard, answers in redis are not used: {e}");
+        }
+        let hears = heard.is_ok();
+        self.memories
+            .iter()
+            .for_each(|memory| memory.hears_purges(hears));
         Ok((redis, pushes))
     }
 
@@ -134,9 +143,16 @@ impl Follow {
 
     /// Somebody says that a cached key is out of date.
     async fn take_out(&self, redis: &mut Connection, data: Vec<Value>) -> RedisResult<()> {
-        let Some(Value::BulkString(key)) = data.into_iter().nth(1) else {
+        let mut data = data.into_iter();
+        let (Some(Value::BulkString(channel)), Some(Value::BulkString(key))) =
+            (data.next(), data.next())
+        else {
             return Ok(());
         };
+        if channel == CACHE_PURGE.as_bytes() {
+            self.memories.iter().for_each(|memory| memory.purge(&key));
+            return Ok(());
+        }
         if CACHES
             .iter()
             .any(|prefix| key.starts_with(prefix.as_bytes()))

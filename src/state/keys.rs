@@ -11,6 +11,8 @@
 //! | `session:user:{id}` | the gateway (`admit::lookup`) | `auth.users.life`; the value says whose it is |
 //! | `cache:venue:member:{venue}:{user}` | the gateway (`admit::lookup`) | `tenancy.life`; the value says whose it is |
 //! | `idem:{sha256}` | the gateway (`admit::idempotency`) | `idempotency.life` |
+//! | `cache:event:{digest}` `cache:venue:{digest}` `cache:ticket:{digest}`, `cache:{service}:{digest}` | the gateway (`reply::cache`) | the answer's freshness, and while it may be used stale |
+//! | `cache:invalid` | the gateway (`reply::cache`): what is out of date, and since when | 25 h |
 //! | `apikey:sha256:{hex}` | operators (`api-gateway key`), the platform | until the key's `expires_at` |
 //! | `apikey:{key}` | the platform, as the old gateway had it | the writer's |
 //! | `lock:apikey:{id}` | `api-gateway key create` | 30 s, or until the command is done |
@@ -68,6 +70,18 @@ pub const CACHES: [&str; 2] = ["session:user:", "cache:venue:member:"];
 
 /// The channel on which a key of [`CACHES`] is said to be out of date: every process then removes it and forgets it.
 pub const FORGET: &str = "cache:forget";
+
+/// What answers are out of date, since when: read by who comes later.
+pub const CACHE_INVALID: &str = "cache:invalid";
+
+/// The channel on which it is said.
+pub const CACHE_PURGE: &str = "cache:purge";
+
+/// Where the answers of a service stand: `cache:event:` for event-service.
+pub fn cache_prefix(service: &str) -> String {
+    let name = service.strip_suffix("-service").unwrap_or(service);
+    format!("cache:{}:", chosen_key_part(name))
+}
 
 /// What a revocation key names.
 #[derive(Debug, PartialEq, Eq)]

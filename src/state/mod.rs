@@ -41,8 +41,8 @@ pub use health::{RedisHealth, RedisState};
 pub use home::Home;
 pub use kept::{Kept, Settle};
 pub use keys::{
-    API_KEY_DIGESTS, API_KEY_LOCK, API_KEYS, CACHES, Family, blacklisted, chosen_key_part,
-    idempotency_key, key_part,
+    API_KEY_DIGESTS, API_KEY_LOCK, API_KEYS, CACHE_INVALID, CACHE_PURGE, CACHES, Family,
+    blacklisted, cache_prefix, chosen_key_part, idempotency_key, key_part,
 };
 pub use revoked::{Revoked, TokenFacts, signed_part};
 
