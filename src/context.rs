@@ -25,6 +25,7 @@ use crate::observe::trace::Trace;
 use crate::ops::Endpoint;
 use crate::policies::Policies;
 use crate::reply::Refusal;
+use crate::reply::cache::Cached;
 use crate::route::{MethodIndex, Route};
 use crate::state::Family;
 
@@ -82,6 +83,10 @@ pub struct Ctx {
     pub body_seen: u64,
     /// The dealings with the service. (proxy_upstream_filter)
     pub exchange: Option<Exchange>,
+    /// The values of its path's parameters, where the cache's tags or a rule ask for them. (admit)
+    pub parameters: Vec<Box<str>>,
+    /// What the cache has to do with it. (request_filter)
+    pub cached: Option<Box<Cached>>,
     /// The WebSocket that is asked for. (admit)
     pub handshake: Option<Box<Handshake>>,
     /// One of the caller's places for what streams. (admit, or upstream_response_filter)
@@ -127,6 +132,8 @@ impl Ctx {
             run: None,
             body_seen: 0,
             exchange: None,
+            parameters: Vec::new(),
+            cached: None,
             handshake: None,
             place: None,
             watch: None,
@@ -149,8 +156,25 @@ impl Ctx {
         self.venue.as_deref().or_else(in_field).or_else(usual)
     }
 
+    /// Its client has its answer already: what it costs was spent.
+    pub fn is_behind(&self) -> bool {
+        self.cached.as_ref().is_some_and(|cached| cached.is_behind)
+    }
+
+    /// Limits that count failures alone do not count what did well.
+    pub fn forgive(&self, status: StatusCode) {
+        if status.as_u16() < 400
+            && let (Some(route), Some(who)) = (&self.route, self.who())
+        {
+            self.policies.limits.forgive(&route.limits, who);
+        }
+    }
+
     /// Whose limits the request meets, once its route is known.
     pub fn who(&self) -> Option<Who<'_>> {
+        if self.is_behind() {
+            return None;
+        }
         Some(Who {
             caller: self.caller.as_deref(),
             client: self.client,

@@ -12,12 +12,11 @@ use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
-use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, RespCacheable};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Session};
 use prometheus::IntCounter;
 
 use crate::admit::Admitted;
-use crate::admit::cors::Cors;
-use crate::admit::request_id::X_REQUEST_ID;
 use crate::admit::websocket;
 use crate::connection::here;
 use crate::context::Ctx;
@@ -28,11 +27,12 @@ use crate::forward::pool::Affinity;
 use crate::forward::retry::Failure;
 use crate::forward::verdict::{self, Blame};
 use crate::inner::Inner;
+use crate::inner::revalidation::Revalidation;
 use crate::listen::tls;
 use crate::observe::access_log::Logger;
 use crate::observe::registry::{Metrics, RouteMetrics};
 use crate::policies::InForce;
-use crate::reply::{self, Refusal};
+use crate::reply::{self, Refusal, cache};
 
 /// What the phases work with, beside the policies that [`Ctx`] holds for each request.
 pub struct Gateway {
@@ -42,21 +42,6 @@ pub struct Gateway {
     /// Requests that became one.
     pub websockets: IntCounter,
     pub logger: Arc<Logger>,
-}
-
-impl Gateway {
-    /// Takes out of a backend's answer what is not for clients, and puts in what every answer carries.
-    fn stamp_response(response: &mut ResponseHeader, ctx: &Ctx) {
-        reply::rewrite(response, |fields| {
-            reply::scrub(fields);
-            fields.insert(X_REQUEST_ID, ctx.request_id.clone());
-            ctx.policies.secure_headers.stamp(fields, ctx.is_over_tls());
-            if let Some(standing) = &ctx.standing {
-                standing.stamp(fields);
-            }
-            Cors::stamp(&ctx.origin, fields);
-        });
-    }
 }
 
 #[async_trait]
@@ -87,12 +72,15 @@ impl ProxyHttp for Gateway {
 
     /// Which requests lead to others shows only later.
     fn allow_spawning_subrequest(&self, _: &Session, ctx: &Ctx) -> bool {
-        ctx.policies.has_inner_requests
+        ctx.policies.has_inner_requests || ctx.policies.caching.is_some()
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        if Revalidation::take_over(session, ctx) {
+            return Ok(false); // it was admitted with the request that it is for
+        }
         match self.admit(session, ctx).await {
-            Ok(Admitted::GoOn) => return Ok(false),
+            Ok(Admitted::GoOn) => return self.recall(session, ctx).await,
             Ok(Admitted::Answered(answer)) => reply::answer(session, ctx, answer).await?,
             Ok(Admitted::Replayed(answer)) => reply::replay(session, ctx, *answer).await?,
             Ok(Admitted::Refused(refusal)) => reply::refuse(session, ctx, &refusal).await?,
@@ -128,12 +116,63 @@ impl ProxyHttp for Gateway {
         Ok(())
     }
 
+    fn request_cache_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
+        cache::begin(session, ctx);
+        Ok(())
+    }
+
+    fn cache_key_callback(&self, _: &Session, ctx: &mut Ctx) -> Result<CacheKey> {
+        cache::key_of(ctx)
+    }
+
+    async fn cache_hit_filter(
+        &self,
+        _: &mut Session,
+        meta: &CacheMeta,
+        _: &mut HitHandler,
+        _: bool,
+        ctx: &mut Ctx,
+    ) -> Result<Option<ForcedFreshness>> {
+        Ok(cache::judge_found(meta, ctx))
+    }
+
+    fn response_cache_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<RespCacheable> {
+        Ok(cache::judge_answer(session, response, ctx))
+    }
+
+    fn cache_not_modified_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        _: &mut Ctx,
+    ) -> Result<bool> {
+        Ok(cache::is_not_modified(session, response))
+    }
+
+    fn range_header_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        _: &mut Ctx,
+    ) -> RangeType {
+        cache::range(session, response)
+    }
+
+    fn should_serve_stale(&self, _: &mut Session, ctx: &mut Ctx, e: Option<&Error>) -> bool {
+        cache::stands_in(ctx, e)
+    }
+
     /// May it be sent? Asked here, where a refusal does not cost the client its connection.
     async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
         let (Some(route), Some(method), Some(deadline)) =
             (ctx.route.clone(), ctx.method, ctx.deadline)
         else {
-            return Err(let_through_without_a_route());
+            return Err(verdict::without_a_route());
         };
         let tenant = ctx.caller.as_ref().map(|caller| caller.tenant.as_bytes());
         let tenant = Tenant::named(tenant.unwrap_or_default());
@@ -162,13 +201,17 @@ impl ProxyHttp for Gateway {
             Err(NotSent::Refused(_)) if ctx.is_webhook() => Refusal::WebhookFailed,
             Err(NotSent::Refused(refusal)) => refusal,
         };
+        if let Some(entry) = cache::stand_in(session, ctx, &refusal) {
+            cache::answer(session, ctx, &entry, Some("stale-if-error")).await?;
+            return Ok(false);
+        }
         reply::refuse(session, ctx, &refusal).await?;
         Ok(false)
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
         let Some(exchange) = &mut ctx.exchange else {
-            return Err(let_through_without_a_route());
+            return Err(verdict::without_a_route());
         };
         ctx.body_seen = 0; // a body that is sent again is counted again, and judged again
         if let Some(hold) = &mut ctx.hold {
@@ -208,11 +251,12 @@ impl ProxyHttp for Gateway {
         request: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> Result<()> {
+        cache::asks(session, ctx);
         let (Some(route), Some(deadline)) = (&ctx.route, ctx.deadline) else {
-            return Err(let_through_without_a_route());
+            return Err(verdict::without_a_route());
         };
         let Some(authority) = ctx.exchange.as_ref().and_then(Exchange::authority) else {
-            return Err(let_through_without_a_route());
+            return Err(verdict::without_a_route());
         };
         if let Some(run) = &mut ctx.run {
             run.sends();
@@ -248,8 +292,9 @@ impl ProxyHttp for Gateway {
         if response.status.is_informational() {
             return Ok(());
         }
+        cache::note_answer(response, ctx);
         let Some(exchange) = &mut ctx.exchange else {
-            return Err(let_through_without_a_route());
+            return Err(verdict::without_a_route());
         };
         let again = exchange.answered(response.status, verdict::is_repeatable(session));
         let patience = exchange.patience().min(ctx.policies.times.patience);
@@ -321,20 +366,11 @@ impl ProxyHttp for Gateway {
         if session.is_process_shutting_down() {
             session.set_keepalive(None);
         }
-        // HTTP/1.0 knows no chunks: the body ends with the connection (RFC 9112, section 6.1).
-        if session.req_header().version == http::Version::HTTP_10
-            && response
-                .remove_header(&http::header::TRANSFER_ENCODING)
-                .is_some()
-        {
-            session.set_keepalive(None);
-        }
-        if response.status.as_u16() < 400
-            && let (Some(route), Some(who)) = (&ctx.route, ctx.who())
-        {
-            ctx.policies.limits.forgive(&route.limits, who);
-        }
-        Self::stamp_response(response, ctx);
+        ctx.forgive(response.status);
+        cache::invalidate(session, response, ctx);
+        cache::release(session, ctx);
+        reply::stamp(response, ctx);
+        cache::stamp(session, response, ctx);
         reply::begin_for_http10(session, response).await
     }
 
@@ -435,6 +471,11 @@ impl ProxyHttp for Gateway {
         }
     }
 
+    /// In lines of Pingora's own: a target may hold what is nobody's business.
+    fn request_summary(&self, _: &Session, ctx: &Ctx) -> String {
+        format!("request {}", ctx.request_id())
+    }
+
     /// Our access line tells it.
     fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
         true
@@ -458,11 +499,4 @@ impl ProxyHttp for Gateway {
         }
         self.tell(session, e, ctx);
     }
-}
-
-fn let_through_without_a_route() -> Box<Error> {
-    Error::explain(
-        ErrorType::InternalError,
-        "a request without a route was let through",
-    )
 }

@@ -210,6 +210,7 @@ impl Gateway {
         if let Some(aggregate) = &route.aggregate {
             return Ok(Box::pin(self.compose(aggregate, &parameters, session, ctx)).await); // 401, 403, 404, 502, 503, 504
         }
+        ctx.parameters = parameters;
         match &ctx.policies.auth.refresh {
             Some(refresh) if route.session == Some(SessionStep::Refresh) => {
                 Box::pin(self.refresh(refresh, session, ctx)).await // 400, 401, 408, 413, 429, 503

@@ -38,6 +38,7 @@ const RELOADED: &[&str] = &[
     "outlier",
     "health",
     "overload",
+    "cache",
     "services",
     "aliases",
     "routes",
@@ -45,7 +46,7 @@ const RELOADED: &[&str] = &[
 ];
 
 /// But not these, which are below one of them.
-const NOT_RELOADED: &[&str] = &["limits.max_keys"];
+const NOT_RELOADED: &[&str] = &["limits.max_keys", "cache.memory", "cache.redis"];
 
 /// Neither this, when the first certificate comes or the last one goes: listeners with TLS are bound at the start, and
 /// what they show goes with them.

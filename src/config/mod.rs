@@ -42,6 +42,7 @@ use crate::forward::retry::RetryConfig;
 use crate::listen::tls::TlsConfig;
 use crate::observe::{LogConfig, TracingConfig};
 use crate::ops::OpsConfig;
+use crate::reply::cache::CacheConfig;
 use crate::reply::secure_headers::SecureHeadersConfig;
 use crate::route::RouteConfig;
 use crate::server::ServerConfig;
@@ -59,6 +60,7 @@ pub struct File {
     pub log: LogConfig,
     pub tracing: TracingConfig,
     pub redis: RedisConfig,
+    pub cache: CacheConfig,
     pub sizes: SizeConfig,
     pub cors: CorsConfig,
     pub secure_headers: SecureHeadersConfig,

@@ -122,7 +122,8 @@ impl Guard {
             // What its client has not taken goes out before anything else.
             Ok(guard) if guard.keeps_something() => {
                 let has_more = guard.behind == Behind::More;
-                (guard, has_more)
+                let stream: Stream = guard;
+                (stream, has_more)
             }
             Ok(guard) => (guard.stream, guard.behind == Behind::More),
             Err(_) => unreachable!("it was looked at just now"),

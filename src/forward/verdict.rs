@@ -62,6 +62,14 @@ pub fn ended(end: End, service: &str) -> Refusal {
     }
 }
 
+/// No phase behind `admit` is reached without one.
+pub fn without_a_route() -> Box<Error> {
+    Error::explain(
+        ErrorType::InternalError,
+        "a request without a route was let through",
+    )
+}
+
 /// What the log says of an error: its kind and where it arose, and our own words; never what came over the wire.
 pub fn cause(error: &Error) -> String {
     let mut text = format!("{} {}", error.esource().as_str(), error.etype().as_str());

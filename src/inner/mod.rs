@@ -1,11 +1,12 @@
-//! Requests of the gateway's own, for one that a client has made: the sources of an aggregate, the calls of a batch. They
-//! run through all of the phases, as subrequests of Pingora; here is what they bring with them, and how far they were
-//! judged already.
+//! Requests of the gateway's own, for one that a client has made: the sources of an aggregate, the calls of a batch,
+//! and what asks anew for an answer that was given stale ([`revalidation`]). They run through all of the phases, as
+//! subrequests of Pingora; here is what they bring with them, and how far they were judged already.
 //!
 //! A [`Inner::Call`] is a client's request in all but its connection: it is judged by every policy, and only where it comes
 //! from is known beforehand. A [`Inner::Source`] has its route, and its caller was admitted to the aggregate: it goes on to
 //! what forwards it.
 
+pub mod revalidation;
 mod run;
 
 use std::net::IpAddr;

@@ -6,6 +6,7 @@ use pingora_proxy::Session;
 
 use super::access_log::Access;
 use super::registry::{MethodMetrics, UNMATCHED};
+use crate::connection::here;
 use crate::context::Ctx;
 use crate::forward::batch::Batch;
 use crate::forward::verdict;
@@ -15,6 +16,16 @@ use crate::route::{MethodIndex, target_of};
 impl Gateway {
     /// Counts the request and writes its access line.
     pub fn tell(&self, session: &Session, e: Option<&Error>, ctx: &mut Ctx) {
+        if ctx.is_behind() {
+            // No client's request: the one that it is for was told.
+            if let Some(exchange) = &mut ctx.exchange {
+                exchange.finish();
+            }
+            return;
+        }
+        if ctx.cached.is_some() {
+            here::cut().ahead.end();
+        }
         let elapsed = ctx.start.elapsed();
         let status = ctx.status(session);
         let (received, sent) = ctx.transferred(session);

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::{Answer, Endpoint, answer};
 use crate::policies::InForce;
+use crate::reply::cache::purge;
 use crate::server::{NotReloaded, Reload, Reloaded};
 
 pub struct Private {
@@ -19,7 +20,24 @@ pub struct Private {
 /// `POST` only, and nowhere else.
 const RELOAD: &str = "/reload";
 
+/// As well.
+const PURGE: &str = "/cache/purge";
+
 impl Private {
+    /// What is kept of answers is to be forgotten.
+    async fn purge(&self, session: &mut ServerSession) -> Answer {
+        let mut order = Vec::new();
+        while let Ok(Some(piece)) = session.read_request_body().await {
+            if order.len() + piece.len() > purge::LARGEST {
+                return plain(StatusCode::PAYLOAD_TOO_LARGE);
+            }
+            order.extend_from_slice(&piece);
+        }
+        let caching = self.in_force.load();
+        let (status, body) = purge::purge(caching.caching.as_ref(), &order);
+        answer(status, &body)
+    }
+
     async fn reload(&self) -> Answer {
         match self.reload.reload().await {
             Ok(Reloaded {
@@ -47,18 +65,23 @@ impl Private {
 impl ServeHttp for Private {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let request = session.req_header();
-        let path = request.uri.path();
-        let answer = match (&request.method, Endpoint::at(path)) {
+        let (method, is_of_a_page) = (request.method.clone(), request.headers.contains_key(ORIGIN));
+        let path = request.uri.path().to_owned();
+        let path = &*path;
+        let answer = match (&method, Endpoint::at(path)) {
             (&Method::GET | &Method::HEAD, Some(endpoint)) => {
                 self.in_force.load().ops.answer(endpoint, true)
             }
             (_, Some(_)) => Some(plain(StatusCode::METHOD_NOT_ALLOWED)),
             // A page that somebody on this machine looks at gives no orders.
-            (&Method::POST, None) if path == RELOAD && request.headers.contains_key(ORIGIN) => {
+            (&Method::POST, None) if matches!(path, RELOAD | PURGE) && is_of_a_page => {
                 Some(plain(StatusCode::FORBIDDEN))
             }
             (&Method::POST, None) if path == RELOAD => Some(self.reload().await),
-            (_, None) if path == RELOAD => Some(plain(StatusCode::METHOD_NOT_ALLOWED)),
+            (&Method::POST, None) if path == PURGE => Some(self.purge(session).await),
+            (_, None) if matches!(path, RELOAD | PURGE) => {
+                Some(plain(StatusCode::METHOD_NOT_ALLOWED))
+            }
             (_, None) => None,
         };
         let Answer {
@@ -66,7 +89,7 @@ impl ServeHttp for Private {
             content_type,
             body,
         } = answer.unwrap_or_else(|| plain(StatusCode::NOT_FOUND));
-        let is_head = request.method == Method::HEAD;
+        let is_head = method == Method::HEAD;
         let mut response = Response::new(if is_head { Vec::new() } else { body.clone() });
         *response.status_mut() = status;
         let headers = response.headers_mut();
@@ -74,7 +97,11 @@ impl ServeHttp for Private {
         headers.insert(CONTENT_LENGTH, body.len().into());
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if status == StatusCode::METHOD_NOT_ALLOWED {
-            let allow = if path == RELOAD { "POST" } else { "GET, HEAD" };
+            let allow = if matches!(path, RELOAD | PURGE) {
+                "POST"
+            } else {
+                "GET, HEAD"
+            };
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
         response

@@ -1,5 +1,6 @@
 //! What comes back: the gateway's own answers, and what it adds to the answers of backends.
 
+pub mod cache;
 pub mod grpc;
 pub mod refusal;
 pub mod secure_headers;
@@ -7,7 +8,9 @@ mod send;
 
 pub use grpc::is_grpc;
 pub use refusal::Refusal;
-pub use send::{Answer, answer, begin_for_http10, preflight, refuse, replay, tell_to_continue};
+pub use send::{
+    Answer, answer, begin_for_http10, preflight, refuse, replay, stamp, tell_to_continue,
+};
 
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::response::Parts as RespParts;
@@ -15,7 +18,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use pingora::http::ResponseHeader;
 
 /// Most fields that are added to a backend's answer.
-const STAMPS: usize = 16;
+pub const STAMPS: usize = 16;
 
 /// Changes the fields of an answer in place, without the second map in which Pingora keeps the case of their names:
 /// names are case-insensitive (RFC 9110, section 5.1).

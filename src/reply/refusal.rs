@@ -79,6 +79,8 @@ pub enum Refusal {
     /// The upstream's answer was no answer: reset, garbage, closed half-way.
     BadGateway,
     GatewayTimeout,
+    /// The client wants it only if it is kept, and it is not (RFC 9111, section 5.2.1.7).
+    NotCached,
     /// Stripe and its like try again on a 500, and only then (decision 32).
     WebhookFailed,
     Internal,
@@ -246,6 +248,11 @@ impl Refusal {
                 S::GATEWAY_TIMEOUT,
                 "GATEWAY_TIMEOUT",
                 "Gateway Timeout".into(),
+            ),
+            Refusal::NotCached => (
+                S::GATEWAY_TIMEOUT,
+                "NOT_CACHED",
+                "Nothing that may be used is kept of this".into(),
             ),
             Refusal::WebhookFailed => (
                 S::INTERNAL_SERVER_ERROR,

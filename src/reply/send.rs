@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
-    UPGRADE, WWW_AUTHENTICATE,
+    TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
@@ -132,16 +132,33 @@ pub async fn tell_to_continue(session: &mut Session) -> pingora::Result<()> {
     Ok(())
 }
 
+/// Takes out of a backend's answer what is not for clients, and puts in what every answer carries.
+pub fn stamp(response: &mut ResponseHeader, ctx: &Ctx) {
+    super::rewrite(response, |fields| {
+        super::scrub(fields);
+        fields.insert(X_REQUEST_ID, ctx.request_id.clone());
+        ctx.policies.secure_headers.stamp(fields, ctx.is_over_tls());
+        if let Some(standing) = &ctx.standing {
+            standing.stamp(fields);
+        }
+        Cors::stamp(&ctx.origin, fields);
+    });
+}
+
 /// Begins an HTTP/2 backend's answer of unknown length to a client that knows no chunks, in which Pingora would write it:
 /// it ends with the connection (RFC 9112, section 6.3). Pingora finds the head written, and goes on with the body.
 pub async fn begin_for_http10(
     session: &mut Session,
     answer: &mut ResponseHeader,
 ) -> pingora::Result<()> {
-    if session.req_header().version != Version::HTTP_10
-        || answer.version != Version::HTTP_2
-        || answer.headers.contains_key(CONTENT_LENGTH)
-    {
+    if session.req_header().version != Version::HTTP_10 {
+        return Ok(());
+    }
+    // It knows no chunks: the body ends with the connection (RFC 9112, section 6.1).
+    if answer.remove_header(&TRANSFER_ENCODING).is_some() {
+        session.set_keepalive(None);
+    }
+    if answer.version != Version::HTTP_2 || answer.headers.contains_key(CONTENT_LENGTH) {
         return Ok(());
     }
     session.set_keepalive(None);

@@ -17,6 +17,7 @@ use crate::config::{self, Bytes, Problems};
 use crate::forward::aggregate::AggregateConfig;
 use crate::forward::deadline::TimeoutConfig;
 use crate::forward::overload::Priority;
+use crate::reply::cache::{About, RouteCache, RouteCacheConfig};
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -84,6 +85,12 @@ pub struct RouteConfig {
     /// What requests must look like, by method.
     #[serde(default)]
     pub validate: Option<ValidationConfig>,
+    /// Answers to GET and HEAD are kept.
+    #[serde(default)]
+    pub cache: Option<RouteCacheConfig>,
+    /// Tags that a successful write puts out of date; `{x}` stands for a parameter of the path.
+    #[serde(default)]
+    pub invalidates: Vec<String>,
 }
 
 /// Whether a route says whose data it is that nobody else may see.
@@ -126,6 +133,27 @@ pub fn compile_websocket(
         problems.add(&*place, "a webhook is no WebSocket");
     }
     Some(Box::new(websocket))
+}
+
+/// What is kept of a route's answers.
+pub fn compile_cache(
+    place: &str,
+    cache: Option<RouteCacheConfig>,
+    methods: &[MethodIndex],
+    about: &About<'_>,
+    problems: &mut Problems,
+) -> Option<Box<RouteCache>> {
+    let cache = cache?.compile(place, about, problems);
+    if !methods
+        .iter()
+        .any(|method| METHODS[method.0] == Method::GET)
+    {
+        problems.add(
+            format!("{place}.cache"),
+            "answers to GET are kept, which is none of `methods`",
+        );
+    }
+    Some(Box::new(cache))
 }
 
 /// Whether a route may do this to its caller's tokens.

@@ -30,10 +30,12 @@ use crate::forward::deadline::Timeouts;
 use crate::forward::overload::{Baseline, Priority};
 use crate::forward::pool::{Pool, Pools};
 use crate::observe::registry::{HttpMetrics, RouteMetrics};
+use crate::reply::cache::{About, Classes, RouteCache, Tag, compile_tags, fingerprint};
 pub use config::RouteConfig;
 use steps::Steps;
 pub use table::{Found, NoRoute, Table};
-use target::{Target, parameter_index};
+use target::Target;
+pub use target::parameter_index;
 use tree::Captures;
 
 /// The compiled policies of one route.
@@ -67,6 +69,10 @@ pub struct Route {
     /// Whether its writes run once.
     pub idempotency: Option<IdempotencyRule>,
     venue_steps: Steps,
+    /// What is kept of its answers, if anything is.
+    pub cache: Option<Box<RouteCache>>,
+    /// What its successful writes put out of date.
+    pub invalidates: Box<[Tag]>,
     pub metrics: RouteMetrics,
     /// What answers instead of the service.
     pub aggregate: Option<Box<Aggregate>>,
@@ -96,6 +102,7 @@ pub struct Parts<'a> {
     pub http: &'a Arc<HttpMetrics>,
     pub aggregate_sources: &'a IntCounterVec,
     pub validation: &'a schema::Parts<'a>,
+    pub classes: &'a Classes,
     /// Those in force.
     pub before: Option<&'a Table>,
 }
@@ -149,6 +156,8 @@ impl RouteConfig {
             cookies,
             aggregate: _, // as well
             validate,
+            cache,
+            invalidates,
         } = self;
         let mut required = [const { None }; METHODS.len()];
         for (method, permission) in &permissions {
@@ -231,6 +240,27 @@ impl RouteConfig {
                 "must be longer than nothing",
             );
         }
+        let identity = (
+            &service,
+            &target_text,
+            &hosts,
+            &forward_headers,
+            cookies,
+            auth,
+        );
+        let about = About {
+            path: &path,
+            service: &service,
+            identity: fingerprint(&identity),
+            classes: parts.classes,
+        };
+        let cache = config::compile_cache(place, cache, &methods, &about, problems);
+        let invalidates = compile_tags(
+            &format!("{place}.invalidates"),
+            &path,
+            invalidates,
+            problems,
+        );
         if problems.len() > faults_before {
             return None;
         }
@@ -269,6 +299,8 @@ impl RouteConfig {
             venue_steps,
             forward_headers: headers,
             aggregate: aggregate.flatten(),
+            cache,
+            invalidates,
         };
         Some((Arc::new(route), methods))
     }
@@ -379,13 +411,23 @@ impl Route {
         }
     }
 
-    /// The values of the path's parameters, where somebody asks for them: an aggregate's sources, or the method's rules.
+    /// The values of the path's parameters, where somebody asks for them: an aggregate's sources, the method's rules, or the
+    /// cache's tags.
     fn parameters(&self, method: MethodIndex, captures: &Captures<'_>) -> Vec<Box<str>> {
         let judges = || self.rules(method).is_some_and(Rules::asks_for_path);
-        if self.aggregate.is_none() && !judges() {
+        let names = || self.tags(method).iter().any(Tag::asks_for_path);
+        if self.aggregate.is_none() && !judges() && !names() {
             return Vec::new();
         }
         captures.parameters().map(Into::into).collect()
+    }
+
+    /// Of what is kept of its answers, or of what its writes put out of date.
+    fn tags(&self, method: MethodIndex) -> &[Tag] {
+        match METHODS[method.0].is_safe() {
+            true => self.cache.as_ref().map_or(&[], |cache| cache.tags()),
+            false => &self.invalidates,
+        }
     }
 
     /// Whether it may be one of several requests in one.

@@ -202,6 +202,11 @@ impl Table {
             .any(|listed| *listed.route.template == *path)
     }
 
+    /// Whether any route keeps answers.
+    pub fn has_caches(&self) -> bool {
+        self.all.iter().any(|listed| listed.route.cache.is_some())
+    }
+
     /// Whether any method of the path has a route: all that a preflight needs to know.
     pub fn has_path(&self, host: &str, path: &str) -> bool {
         self.at(host, path).is_some()

@@ -38,6 +38,7 @@ use entrances::Entrances;
 pub use life::Life;
 pub use notify::Notify;
 pub use process::Process;
+use process::Size;
 pub use reload::{NotReloaded, Origin, Reload, Reloaded};
 pub use run::{Start, run};
 pub use signals::Early;
@@ -187,6 +188,7 @@ pub fn compile(
         log: _, // as well
         tracing: TracingConfig { enabled: tracing },
         redis,
+        cache,
         sizes,
         cors,
         secure_headers,
@@ -251,8 +253,12 @@ pub fn compile(
     let (process, before) = match purpose {
         Purpose::Start { settings, sink } => {
             let logger = Logger::new(settings, sink);
-            let limit = shutdown_timeout.0;
-            match Process::begin(stage, limit, logger, redis, threads, limits.max_keys, p) {
+            let size = Size {
+                threads,
+                max_keys: limits.max_keys,
+                cache: &cache,
+            };
+            match Process::begin(stage, shutdown_timeout.0, logger, redis, size, p) {
                 Some(process) => (Arc::new(process), None),
                 None => return Err(problems),
             }
@@ -317,6 +323,7 @@ pub fn compile(
         failures: &metrics.validation_failures,
     };
     let idempotency = idempotency.compile(process.ledger.clone(), &metrics.idempotency_requests, p);
+    let (caching, classes) = cache.compile(process.store.clone(), p);
     let parts = route::Parts {
         pools: &pools,
         roles: &roles,
@@ -325,6 +332,7 @@ pub fn compile(
         http: &metrics.http,
         aggregate_sources: &metrics.aggregate_sources,
         validation: &validation,
+        classes: &classes,
         before: before.map(|before| &before.table),
     };
     let table = Table::compile(routes, &aliases, &parts, p);
@@ -334,6 +342,7 @@ pub fn compile(
         calls: &metrics.batch_calls,
     };
     let batch = batch.compile(&parts, p);
+    let table_has_caches = table.has_caches();
     let ops = ops.compile(&process, pools.clone(), p);
     let secure_headers = secure_headers.compile(p);
     let cors = cors.compile(*stage, p);
@@ -380,6 +389,7 @@ pub fn compile(
             tenancy,
             idempotency,
             secure_headers,
+            caching: caching.filter(|_| table_has_caches),
             tracing,
             http2,
             shares_upstreams,

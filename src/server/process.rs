@@ -22,8 +22,9 @@ use crate::handover::Memory;
 use crate::observe::access_log::Logger;
 use crate::observe::registry::{Metrics, RouteMetrics, UNMATCHED};
 use crate::policies::InForce;
+use crate::reply::cache::{CacheConfig, CatchUp, Listens, Store, Tier, Told};
 use crate::state::{
-    CACHES, Cache, Home, Lookups, Redis, RedisConfig, RedisHealth, Remembers, Revoked,
+    CACHES, Cache, Home, Kept, Lookups, Redis, RedisConfig, RedisHealth, Remembers, Revoked, Settle,
 };
 
 pub struct Process {
@@ -44,25 +45,43 @@ pub struct Process {
     /// For bodies that are held back.
     pub room: Arc<Budget>,
     pub connectors: Connectors,
+    /// What is kept of answers.
+    pub store: Option<Arc<Store>>,
     unmatched: Arc<RouteMetrics>,
     pub home: Home,
     tasks: Mutex<Tasks>,
 }
 
+/// How much a process does, and remembers.
+pub struct Size<'a> {
+    /// That serve requests.
+    pub threads: usize,
+    /// Limits that are remembered.
+    pub max_keys: usize,
+    /// What is kept of answers.
+    pub cache: &'a CacheConfig,
+}
+
+/// Words on what is out of date that Redis was not told of yet.
+const MOST_KEPT: usize = 50_000;
+
 /// What runs beside the requests until the process ends.
 pub type Tasks = Vec<Box<dyn BackgroundService + Send + Sync>>;
 
 impl Process {
-    /// `threads` serve requests; the limits of `max_keys` are remembered.
     pub fn begin(
         stage: Stage,
         shutdown_timeout: Duration,
         logger: Logger,
         redis: RedisConfig,
-        threads: usize,
-        max_keys: usize,
+        size: Size<'_>,
         problems: &mut Problems,
     ) -> Option<Self> {
+        let Size {
+            threads,
+            max_keys,
+            cache,
+        } = size;
         let metrics = Metrics::new().inspect_err(|e| problems.add("metrics", e.to_string()));
         let metrics = Arc::new(metrics.ok()?);
         let revoked = Arc::new(Revoked::default());
@@ -93,6 +112,14 @@ impl Process {
         tasks.extend(ledger.settle().map(|task| Box::new(task) as Box<_>));
         let mut memories: Vec<Arc<dyn Remembers>> = vec![users, members.clone()];
         memories.extend(known.stored_keys.clone().map(|keys| keys as Arc<_>));
+        let store = keeps_answers(
+            cache,
+            commands,
+            &redis_health,
+            &metrics,
+            &mut tasks,
+            &mut memories,
+        );
         // After them: what it doubts is looked up anew.
         memories.push(known.streams.clone());
         tasks.extend(
@@ -103,6 +130,7 @@ impl Process {
         Some(Self {
             stage,
             shutdown_timeout,
+            store,
             unmatched: Arc::new(metrics.http.route(UNMATCHED)),
             metrics,
             logger: Arc::new(logger),
@@ -158,6 +186,41 @@ impl Process {
     pub fn take_tasks(&self) -> Tasks {
         std::mem::take(&mut self.tasks.lock())
     }
+}
+
+/// What is kept of answers, and who tells of what is out of date.
+fn keeps_answers(
+    cache: &CacheConfig,
+    redis: Option<&Arc<Redis>>,
+    health: &Arc<RedisHealth>,
+    metrics: &Metrics,
+    tasks: &mut Tasks,
+    memories: &mut Vec<Arc<dyn Remembers>>,
+) -> Option<Arc<Store>> {
+    if cache.memory.0 == 0 {
+        return None;
+    }
+    let tier = redis.filter(|_| cache.redis).map(|redis| {
+        let kept = Arc::new(Kept::new(redis.clone(), MOST_KEPT));
+        tasks.push(Box::new(Settle(kept.clone())));
+        Arc::new(Tier {
+            redis: redis.clone(),
+            told: Arc::new(Told::new(redis.clone(), kept, health.clone())),
+            largest: cache.largest.0 as usize,
+        })
+    });
+    let told = tier.as_ref().map(|tier| tier.told.clone());
+    let store = Store::new(cache.memory.0, cache.largest.0, metrics.cache.clone(), tier);
+    let store = Arc::new(store);
+    if let Some(told) = told {
+        let listens = Arc::new(Listens {
+            store: store.clone(),
+            told,
+        });
+        tasks.push(Box::new(CatchUp(listens.clone())));
+        memories.push(listens);
+    }
+    Some(store)
 }
 
 /// What other services know, as far as this process remembers it.

@@ -240,6 +240,8 @@ impl OfRoute<'_> {
             venues: of.venues,
             websocket: None,
             cookies: of.cookies,
+            cache: None,
+            invalidates: Vec::new(),
             aggregate: None,
             idempotency: None,
             validate: None,

@@ -1,6 +1,7 @@
 //! Every metric, under its documented name, labels and buckets. Label values come from the configuration, never from
 //! a request: a route is its template, a method one of seven or `OTHER`, and a path without a route is `unmatched`.
 
+mod cache;
 mod http;
 mod redis;
 
@@ -16,6 +17,7 @@ use crate::admit::auth::api_key::Lookups;
 use crate::connection::Requests;
 use crate::forward::pool::Census;
 use crate::forward::retry::Failure;
+pub use cache::CacheMetrics;
 pub use http::{HttpMetrics, InProgress, MethodMetrics, RouteMetrics};
 pub use redis::RedisMetrics;
 
@@ -66,6 +68,7 @@ pub struct Metrics {
     tasks: IntGauge,
     redis_up: IntGauge,
     pub redis: RedisMetrics,
+    pub cache: CacheMetrics,
     services: ServiceMetricsVec,
     build_info: Gauge,
 }
@@ -263,6 +266,7 @@ impl Metrics {
                 )?,
             )?,
             redis: RedisMetrics::new(&registry)?,
+            cache: CacheMetrics::new(&registry)?,
             services: ServiceMetricsVec::new(&registry)?,
             build_info: registered(
                 &registry,

@@ -1,0 +1,109 @@
+//! A stale answer was given, and is asked for anew behind its client's back: a request of the gateway's own, for the caller
+//! and the route that were admitted with the one that it is for. Nobody is asked anew, and nothing is spent.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, HeaderValue};
+use pingora::http::RequestHeader;
+use pingora_proxy::Session;
+use pingora_proxy::subrequest::Ctx as SubrequestCtx;
+
+use crate::admit::auth::Caller;
+use crate::context::Ctx;
+use crate::forward::deadline::Deadline;
+use crate::observe::trace::Trace;
+use crate::policies::Policies;
+use crate::reply::cache::Cached;
+use crate::route::{MethodIndex, Route};
+
+/// What such a request brings with it.
+pub struct Revalidation {
+    head: RequestHeader,
+    policies: Arc<Policies>,
+    request_id: HeaderValue,
+    client: IpAddr,
+    client_text: HeaderValue,
+    scheme: &'static str,
+    trace: Option<Trace>,
+    route: Arc<Route>,
+    target: Option<String>,
+    caller: Option<Arc<Caller>>,
+    beside: Option<Arc<Caller>>,
+    cached: Box<Cached>,
+}
+
+/// A request ends by itself at its deadline; this is for what cannot be cut.
+const GRACE: Duration = Duration::from_millis(250);
+
+impl Revalidation {
+    /// Asks anew for what a request was answered with. `cached`: what it wants of the cache.
+    pub fn begin(session: &Session, ctx: &Ctx, cached: Box<Cached>) {
+        let (Some(route), Some(spawner)) = (&ctx.route, &session.subrequest_spawner) else {
+            return;
+        };
+        let revalidation = Self {
+            head: session.req_header().clone(),
+            policies: ctx.policies.clone(),
+            request_id: ctx.request_id.clone(),
+            client: ctx.client,
+            client_text: ctx.client_text.clone(),
+            scheme: ctx.scheme,
+            trace: ctx.trace.clone(),
+            route: route.clone(),
+            target: ctx.target.clone(),
+            caller: ctx.caller.clone(),
+            beside: ctx.beside.clone(),
+            cached,
+        };
+        let budget = route.timeouts.budget;
+        let brought = SubrequestCtx::builder().user_ctx(Box::new(Some(revalidation)));
+        let (request, handle) = spawner.create_subrequest(session.as_downstream(), brought.build());
+        handle.drain_tasks();
+        tokio::spawn(tokio::time::timeout(budget + GRACE, request.run()));
+    }
+
+    /// Puts what it brings where the phases look for it. `false`: the request is none of these.
+    pub fn take_over(session: &mut Session, ctx: &mut Ctx) -> bool {
+        let brought = session
+            .subrequest_ctx
+            .as_mut()
+            .and_then(|inner| inner.user_ctx_mut())
+            .and_then(|brought| brought.downcast_mut::<Option<Self>>())
+            .and_then(Option::take);
+        let Some(brought) = brought else {
+            return false;
+        };
+        let Self {
+            head,
+            policies,
+            request_id,
+            client,
+            client_text,
+            scheme,
+            trace,
+            route,
+            target,
+            caller,
+            beside,
+            cached,
+        } = brought;
+        *session.req_header_mut() = head;
+        // The client's own patience was for its answer, which it has.
+        ctx.deadline = Deadline::of(&HeaderMap::new(), Instant::now(), route.timeouts.budget).ok();
+        ctx.policies = policies;
+        ctx.request_id = request_id;
+        ctx.client = client;
+        ctx.client_text = client_text;
+        ctx.scheme = scheme;
+        ctx.trace = trace;
+        ctx.method = Some(MethodIndex::GET);
+        ctx.route = Some(route);
+        ctx.target = target;
+        ctx.caller = caller;
+        ctx.beside = beside;
+        ctx.cached = Some(cached);
+        true
+    }
+}

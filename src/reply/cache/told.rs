@@ -1,0 +1,186 @@
+//! What is out of date in one process is so in all: it is written down in Redis, where processes read it that come later or
+//! were away, and told to those who listen.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use super::LONGEST_LIFE;
+use super::invalid::{Place, unix_micros};
+use super::store::Store;
+use crate::state::{CACHE_INVALID, CACHE_PURGE, Kept, Redis, RedisHealth, Remembers};
+
+pub struct Told {
+    redis: Arc<Redis>,
+    kept: Arc<Kept>,
+    health: Arc<RedisHealth>,
+    /// What stands in Redis was read since the connection was last lost.
+    is_read: AtomicBool,
+    /// What others say is heard.
+    hears: AtomicBool,
+    read: Notify,
+}
+
+/// What was said to be out of date, and when; microseconds since 1970.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    pub at: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub places: Vec<Place>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<Prefix>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prefix {
+    pub tenant: Option<String>,
+    pub prefix: String,
+}
+
+/// A store that hears of what other processes say.
+pub struct Listens {
+    pub store: Arc<Store>,
+    pub told: Arc<Told>,
+}
+
+/// Reads what was said while nobody listened.
+pub struct CatchUp(pub Arc<Listens>);
+
+/// What is written down outlives all that it puts out of date.
+const LIFE: Duration = Duration::from_secs(LONGEST_LIFE.as_secs() + 3600);
+
+/// More is not read: everything is out of date then.
+const MOST: usize = 1 << 18;
+
+/// Between two tries to read it.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Longest message that is listened to.
+const LONGEST: usize = 64 << 10;
+
+impl Told {
+    pub fn new(redis: Arc<Redis>, kept: Arc<Kept>, health: Arc<RedisHealth>) -> Self {
+        Self {
+            redis,
+            kept,
+            health,
+            is_read: AtomicBool::new(false),
+            hears: AtomicBool::new(false),
+            read: Notify::new(),
+        }
+    }
+
+    /// Whether all that was said anywhere is known here.
+    pub fn knows_all(&self) -> bool {
+        self.is_read.load(SeqCst) && self.hears.load(SeqCst) && self.health.is_followed()
+    }
+
+    /// Tells the other processes, now or when Redis is back.
+    pub fn tell(self: &Arc<Self>, message: Message) {
+        let Ok(text) = serde_json::to_vec(&message) else {
+            return;
+        };
+        let mut write = redis::cmd("HSET");
+        write.arg(CACHE_INVALID);
+        for place in &message.places {
+            write.arg(place).arg(message.at);
+        }
+        if let Some(prefix) = &message.prefix {
+            let Ok(field) = serde_json::to_string(prefix) else {
+                return;
+            };
+            write.arg(field).arg(message.at);
+        }
+        let mut expire = redis::cmd("EXPIRE");
+        expire.arg(CACHE_INVALID).arg(LIFE.as_secs());
+        let mut publish = redis::cmd("PUBLISH");
+        publish.arg(CACHE_PURGE).arg(text);
+        let kept = self.kept.clone();
+        tokio::spawn(async move {
+            kept.write(write, LIFE).await;
+            kept.write(expire, LIFE).await;
+            kept.write(publish, LIFE).await;
+        });
+    }
+}
+
+// === impl Listens ===
+
+impl Listens {
+    fn hear(&self, message: Message) {
+        // A clock that is far ahead would put everything out of date for so long.
+        let at = message.at.min(unix_micros() + 60_000_000);
+        for place in message.places {
+            self.store.invalid.tag(place, at);
+        }
+        if let Some(Prefix { tenant, prefix }) = message.prefix {
+            let tenant = tenant.as_deref().map(str::as_bytes);
+            self.store.invalid.prefix(tenant, &prefix, at);
+        }
+    }
+
+    async fn read(&self) -> bool {
+        let told = &self.told;
+        let fields: Result<Vec<(String, u64)>, _> = told
+            .redis
+            .run(redis::cmd("HGETALL").arg(CACHE_INVALID))
+            .await;
+        let Ok(fields) = fields else {
+            return false;
+        };
+        if fields.len() > MOST {
+            self.store.doubt_all();
+        }
+        let oldest = unix_micros().saturating_sub(LIFE.as_micros() as u64);
+        for (field, at) in fields.into_iter().take(MOST).filter(|(_, at)| *at > oldest) {
+            let (places, prefix) = match field.parse() {
+                Ok(place) => (vec![place], None),
+                Err(_) => (Vec::new(), serde_json::from_str(&field).ok()),
+            };
+            self.hear(Message { at, places, prefix });
+        }
+        true
+    }
+}
+
+impl Remembers for Listens {
+    fn forget(&self, _: &[u8]) {}
+
+    fn forget_all(&self) {
+        self.told.is_read.store(false, SeqCst);
+        self.told.read.notify_one();
+    }
+
+    fn hears_purges(&self, hears: bool) {
+        self.told.hears.store(hears, SeqCst);
+    }
+
+    fn purge(&self, message: &[u8]) {
+        let message = Some(message).filter(|message| message.len() <= LONGEST);
+        if let Some(message) = message.and_then(|message| serde_json::from_slice(message).ok()) {
+            self.hear(message);
+        }
+    }
+}
+
+#[async_trait]
+impl BackgroundService for CatchUp {
+    async fn start(&self, _: ShutdownWatch) {
+        let Self(listens) = self;
+        loop {
+            listens.told.read.notified().await;
+            while !listens.read().await {
+                tokio::time::sleep(AGAIN).await;
+            }
+            listens.told.is_read.store(true, SeqCst);
+        }
+    }
+}
