@@ -55,6 +55,7 @@ mod venues;
 mod idempotency;
 
 mod answers;
+mod cache;
 
 mod aborts;
 mod aggregates;

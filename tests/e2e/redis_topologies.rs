@@ -538,6 +538,17 @@ fn the_documented_rights_are_enough_and_none_is_idle() {
         uses_of_callers(gateway);
     }
     assert_eq!(statuses(&many, &both("u1"), 2), [200; 2]);
+    let stats = || redis.command(&["INFO", "commandstats"]);
+    let mut asked = 0;
+    wait_until("answers are looked for in redis", || {
+        asked += 1;
+        Request::get(&format!("/kept?{asked}")).send_to(one.addr());
+        stats().contains("cmdstat_getrange:")
+    });
+    assert_eq!(Request::post("/kept").send_to(one.addr()).status, 200);
+    wait_until("what is out of date is told", || {
+        stats().contains("cmdstat_expire:")
+    });
     for server in cluster.nodes.iter().chain(&watched.servers).chain([&redis]) {
         assert_eq!(server.command(&["ACL", "LOG"]), "", "something was denied");
     }
@@ -799,6 +810,7 @@ services:
   venue-service: {{ url: "{backend}", health: {{ enabled: false }} }}
 routes:
   - {{ path: /one, service: backend, auth: token }}
+  - {{ path: /kept, service: backend, auth: public, cache: {{ class: short }} }}
   - {{ path: /both, service: backend, auth: token, limits: [global, search] }}
   - {{ path: /buy, service: backend, auth: token, limits: [global, ticket] }}
   - {{ path: /pay, service: backend, auth: token, limits: [payment] }}
