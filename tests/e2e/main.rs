@@ -57,6 +57,8 @@ mod idempotency;
 mod answers;
 mod cache;
 
+mod rfc9111;
+
 mod aborts;
 mod aggregates;
 mod balancing;

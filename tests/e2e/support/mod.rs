@@ -20,6 +20,7 @@ pub mod http2;
 pub mod instance;
 pub mod limited;
 pub mod load;
+pub mod nginx;
 pub mod redis;
 pub mod relay;
 pub mod runtime;
