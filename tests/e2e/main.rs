@@ -57,6 +57,7 @@ mod idempotency;
 mod answers;
 mod cache;
 
+mod response_cache;
 mod rfc9111;
 
 mod aborts;

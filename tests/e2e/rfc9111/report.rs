@@ -8,7 +8,13 @@ use std::fmt::Write;
 /// What of the page depends on the table alone, a line a chapter.
 pub fn circumference(chapters: &[Chapter]) -> Vec<String> {
     let line = |chapter: &Chapter| {
-        let count = |level| chapter.rows.iter().filter(|row| row.level() == level).count();
+        let count = |level| {
+            chapter
+                .rows
+                .iter()
+                .filter(|row| row.level() == level)
+                .count()
+        };
         format!(
             "| {} | {} | {} | {} |",
             chapter.name,
@@ -38,7 +44,11 @@ pub fn page(chapters: &[Chapter], gateway: &[Outcome], nginx: &[Outcome]) -> Str
     }
     let rows: Vec<&Row> = chapters.iter().flat_map(|chapter| &chapter.rows).collect();
     page += "\nWhat the gateway does not hold, and why:\n\n";
-    for (row, _) in failed(&rows, gateway, &[Level::Must, Level::Should, Level::May, Level::Ours]) {
+    for (row, _) in failed(
+        &rows,
+        gateway,
+        &[Level::Must, Level::Should, Level::May, Level::Ours],
+    ) {
         let why = row.why.as_deref().unwrap_or("**a fault**");
         let _ = writeln!(page, "- {}: {}: {why}.", row.place(), row.what());
     }
@@ -57,7 +67,9 @@ fn held(chapter: &Chapter, outcomes: &[Outcome]) -> String {
             .count()
             .to_string()
     };
-    [Level::Must, Level::Should, Level::May].map(count).join(" | ")
+    [Level::Must, Level::Should, Level::May]
+        .map(count)
+        .join(" | ")
 }
 
 fn failed<'a>(

@@ -86,12 +86,7 @@ impl Exchange<'_> {
 
     fn send(&self, ask: &Ask) -> Result<Response, Broken> {
         let method = ask.method.as_deref().unwrap_or("GET");
-        let path = format!(
-            "/{}/{}{}",
-            self.row.route.segment(),
-            self.number,
-            ask.path
-        );
+        let path = format!("/{}/{}{}", self.row.route.segment(), self.number, ask.path);
         let mut request = Request::method(method, &path);
         for (name, value) in sent(&ask.send) {
             request = request.header(&name, &value);

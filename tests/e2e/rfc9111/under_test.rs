@@ -30,12 +30,18 @@ impl Cache {
     #[track_caller]
     pub fn nginx(origin: &Upstream) -> Self {
         let location = |path: &str, more: &str| {
-            format!("location /{path}/ {{ proxy_pass http://{}; {more} }}\n", origin.addr())
+            format!(
+                "location /{path}/ {{ proxy_pass http://{}; {more} }}\n",
+                origin.addr()
+            )
         };
         let locations = [
             location("s", ""),
             location("token", ""),
-            location("class", "proxy_cache_valid 200 203 204 300 301 308 404 405 410 414 501 5m;"),
+            location(
+                "class",
+                "proxy_cache_valid 200 203 204 300 301 308 404 405 410 414 501 5m;",
+            ),
             location("swr", "proxy_cache_use_stale updating;"),
             location(
                 "sie",
