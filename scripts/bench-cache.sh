@@ -12,6 +12,7 @@
 #   --seconds S        seconds of load for each contestant and round (5)
 #   --connections C    keep-alive connections of the load (32)
 #   --size BYTES       of the answer (213: that of bench.sh)
+#   --only A,B         of hit,uncached,nginx; without the ratios
 #   --write            also put the result into docs/performance.md, between the markers
 #   --help
 #
@@ -95,8 +96,7 @@ report() {
         "$(date -u +%Y-%m-%d)" "$rounds" "$seconds" "$connections" "$size"
     circumstances | tail -n 2
     table | cut -d'|' -f1-3,5- # without the ratio to `bare`, which does not run here
-    echo
-    ratios
+    [[ $names != hit,uncached,nginx ]] || { echo && ratios; }
 }
 
 write_section() { # between its markers in docs/performance.md
@@ -116,6 +116,7 @@ while (($#)); do
         --seconds) seconds=$2 && shift ;;
         --connections) connections=$2 && shift ;;
         --size) size=$2 && shift ;;
+        --only) names=$2 && shift ;;
         --write) write=yes ;;
         --help) sed -n '3,/^$/s/^# \{0,1\}//p' "$0" && exit ;;
         *) die "unknown option $1; see --help" ;;
@@ -129,7 +130,7 @@ need nginx:nginx-light wrk:wrk jq:jq pgrep:procps openssl:openssl curl:curl
 work=$(mktemp -d)
 trap finish EXIT
 trap 'exit 130' INT TERM
-build_gateway
+{ ! chosen hit && ! chosen uncached; } || build_gateway
 prepare_request
 start origin
 path=${PATHS[hit]}

@@ -22,6 +22,12 @@ fn fill(gateway: &Gateway, paths: &[&str]) {
     }
 }
 
+/// The same as [`purge`], for something that was there.
+#[track_caller]
+fn purge_all(gateway: &Gateway, what: &Value) {
+    assert!(purge(gateway, what) > 0, "{what}: nothing was there");
+}
+
 /// Which of these are there still.
 fn there<'a>(gateway: &Gateway, paths: &[&'a str]) -> Vec<&'a str> {
     let only = |path: &&&str| {
@@ -137,9 +143,9 @@ fn what_one_process_purges_or_a_write_invalidates_is_gone_in_the_other_within_a_
     [&a, &b].into_iter().for_each(super::knows_redis);
     type Change = fn(&Gateway);
     let changes: [(&str, Change); 5] = [
-        ("key", |a| drop(purge(a, &json!({"key": "/s/a/1"})))),
-        ("prefix", |a| drop(purge(a, &json!({"prefix": "/s/a"})))),
-        ("tag", |a| drop(purge(a, &json!({"tag": "event:1"})))),
+        ("key", |a| purge_all(a, &json!({"key": "/s/a/1"}))),
+        ("prefix", |a| purge_all(a, &json!({"prefix": "/s/a"}))),
+        ("tag", |a| purge_all(a, &json!({"tag": "event:1"}))),
         ("what a write names", |a| {
             drop(Request::post("/buy/1").send_to(a.addr()))
         }),

@@ -55,20 +55,25 @@ pub fn expand(text: &str) -> String {
     };
     let words: Vec<&str> = inner.split(' ').collect();
     let value = match words[..] {
-        ["token", user] => format!("Bearer {}", Token::user(user).hs256()),
-        ["token", user, tenant] => format!("Bearer {}", Token::user(user).tenant(tenant).hs256()),
+        ["token", user] => Some(format!("Bearer {}", Token::user(user).hs256())),
+        ["token", user, tenant] => {
+            let token = Token::user(user).tenant(tenant);
+            Some(format!("Bearer {}", token.hs256()))
+        }
         ["850", shift] => date("%A, %d-%b-%y %H:%M:%S GMT", shift),
         ["asc", shift] => date("%a %b %e %H:%M:%S %Y", shift),
         [shift] => date("%a, %d %b %Y %H:%M:%S GMT", shift),
-        _ => panic!("<{inner}>?"),
+        _ => None,
     };
+    // It may be something else between angles: a link.
+    let value = value.unwrap_or_else(|| format!("<{inner}>"));
     format!("{before}{value}{}", expand(after))
 }
 
-fn date(format: &str, shift: &str) -> String {
-    let seconds = shift.parse().unwrap_or_else(|_| panic!("<{shift}>?"));
-    let time = Timestamp::now() + SignedDuration::from_secs(seconds);
-    time.strftime(format).to_string()
+/// The time so many seconds from now.
+fn date(format: &str, shift: &str) -> Option<String> {
+    let time = Timestamp::now() + SignedDuration::from_secs(shift.parse().ok()?);
+    Some(time.strftime(format).to_string())
 }
 
 fn text_of(number: usize) -> String {

@@ -28,7 +28,8 @@ pub fn circumference(chapters: &[Chapter]) -> Vec<String> {
 
 pub fn page(chapters: &[Chapter], gateway: &[Outcome], nginx: &[Outcome]) -> String {
     let mut page = format!(
-        "Of {} rows. nginx is {}, with `proxy_cache_revalidate`, `_background_update` and `_lock` on.\n\n",
+        "Of {} rows. nginx is {}, with `proxy_cache_revalidate`, `proxy_cache_background_update`, `proxy_cache_lock`,\n\
+         `proxy_force_ranges`, `proxy_pass_header Date` and `if_modified_since before`.\n\n",
         gateway.len(),
         Nginx::version()
     );

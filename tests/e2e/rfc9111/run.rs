@@ -127,12 +127,11 @@ impl Exchange<'_> {
         let text = String::from_utf8_lossy(&response.body).into_owned();
         let of_origin = body_of(self.row, asked.clamp(1, self.row.answers.len()));
         let wanted = match (&ask.body, ask.from) {
-            (Some(Content::Answer(number)), _) => Some(body_of(self.row, *number)),
-            (Some(Content::Text(text)), _) => Some(text.clone()),
-            (Some(Content::Not { not }), _) if text == body_of(self.row, *not) => {
+            (Some(Content::Not { not }), _) if self.said(not) == text => {
                 return Err(format!("the body is {text:?}"));
             }
             (Some(Content::Not { .. }), _) => None,
+            (Some(content), _) => Some(self.said(content)),
             _ if ask.method.as_deref() == Some("HEAD") => Some(String::new()),
             (None, _) if status != 200 => None,
             (None, From::Origin) => Some(of_origin),
@@ -154,7 +153,18 @@ impl Exchange<'_> {
         }
         compare("the answer has", &ask.fields, &response.headers)
     }
+
+    /// The body that is meant.
+    fn said(&self, content: &Content) -> String {
+        match content {
+            Content::Answer(number) => body_of(self.row, *number),
+            Content::Text(text) => text.clone(),
+            Content::Not { not } => self.said(not),
+        }
+    }
 }
+
+// === impl Route ===
 
 impl Route {
     /// The first segment of its paths.

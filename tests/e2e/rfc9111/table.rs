@@ -136,7 +136,7 @@ pub struct Ask {
     /// An error, or an answer that does not end as it should.
     #[serde(default)]
     pub broken: bool,
-    /// The number of the origin's answer, or the very text.
+    /// The number of the origin's answer, the very text, or what it is not.
     pub body: Option<Content>,
     /// Of the answer: a value, `null` (not there), `*` (there), `!value` (not this one), `~value` (contains it),
     /// `1..5` (a number from 1 to 5).
@@ -177,7 +177,7 @@ pub enum Statuses {
 pub enum Content {
     Answer(usize),
     Text(String),
-    Not { not: usize },
+    Not { not: Box<Content> },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
