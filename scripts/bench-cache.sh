@@ -128,6 +128,7 @@ cores=$(nproc)
 PATH=$PATH:/usr/sbin
 need nginx:nginx-light wrk:wrk jq:jq pgrep:procps openssl:openssl curl:curl
 work=$(mktemp -d)
+chmod 755 "$work" # nginx's workers are nobody, and serve a file of it
 trap finish EXIT
 trap 'exit 130' INT TERM
 { ! chosen hit && ! chosen uncached; } || build_gateway

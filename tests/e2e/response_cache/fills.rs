@@ -2,6 +2,7 @@
 
 use super::{conf, fresh, get};
 use crate::support::prelude::*;
+use std::collections::HashSet;
 use std::io::Write;
 use std::net::TcpStream;
 use std::thread;
@@ -24,9 +25,7 @@ fn a_thousand_concurrent_misses_are_one_request_at_the_backend() {
     clients.iter_mut().for_each(|client| client.send(&request));
     backend_has(&backend, 1);
     // Every other head has been read when its client has nothing left to be acknowledged.
-    wait_until("all are read", || {
-        clients.iter().all(|client| is_taken(client))
-    });
+    wait_until("all are read", || all_taken(&clients));
     backend.release();
     for client in &mut clients {
         let response = client.read_response();
@@ -167,17 +166,20 @@ fn backend_has(backend: &Upstream, heads: usize) {
     wait_until("the backend is asked", || backend.heads_seen() >= heads);
 }
 
-/// Whether the gateway has read all that the client has sent: nothing waits in its socket.
-fn is_taken(client: &Connection) -> bool {
-    let inode_free = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
-    let port = format!(":{:04X} ", client.local_addr().port());
-    // The gateway's end of it: `rem_address` has the client's port, `rx_queue` is behind the colon.
-    let end = inode_free.lines().find(|line| {
-        let mut words = line.split_whitespace();
-        words
-            .nth(2)
-            .is_some_and(|remote| format!("{remote} ").ends_with(&port))
-    });
-    let queues = end.and_then(|line| line.split_whitespace().nth(4));
-    queues.is_some_and(|queues| queues.ends_with(":00000000"))
+/// Whether the gateway has read all that these have sent: nothing waits in the sockets of its side.
+fn all_taken(clients: &[Connection]) -> bool {
+    let sockets = std::fs::read_to_string("/proc/net/tcp").expect("sockets are listed");
+    // A line has the local address, the remote one, the state, and the queues, `sent:received`.
+    let taken: HashSet<u16> = sockets
+        .lines()
+        .filter_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let (_, port) = words.get(2)?.split_once(':')?;
+            let is_empty = words.get(4)?.ends_with(":00000000");
+            is_empty.then(|| u16::from_str_radix(port, 16).ok())?
+        })
+        .collect();
+    clients
+        .iter()
+        .all(|client| taken.contains(&client.local_addr().port()))
 }

@@ -58,7 +58,6 @@ impl Cache {
                  proxy_cache_background_update on;
                  proxy_cache_lock on;
                  proxy_force_ranges on;
-                 proxy_pass_header Date;
                  if_modified_since before;
                  proxy_http_version 1.1;
                  proxy_set_header Connection '';
