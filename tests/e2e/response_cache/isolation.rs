@@ -91,6 +91,7 @@ fn token_conf(backend: &Upstream) -> Conf {
 
 #[test]
 fn no_caller_sees_what_another_was_answered() {
+    let callers = callers();
     for control in [
         "s-maxage=60",
         "max-age=60, must-revalidate",
@@ -101,7 +102,7 @@ fn no_caller_sees_what_another_was_answered() {
         let backend = mirror(control);
         let gateway = token_conf(&backend).start();
         for _ in 0..3 {
-            for caller in callers() {
+            for caller in &callers {
                 let answer = caller.get("/s/x").send_to(gateway.addr()).json();
                 assert_eq!(answer["tenant"], caller.tenant, "{control}");
                 assert_eq!(answer["credential"], caller.credential.1, "{control}");
@@ -190,13 +191,14 @@ fn what_a_route_keeps_without_leave_it_keeps_for_its_caller_alone() {
     let gateway = token_conf(&backend)
         .route("cache", "{ authorized: true }")
         .start();
+    let callers = callers();
     for _ in 0..3 {
-        for caller in callers() {
+        for caller in &callers {
             let answer = caller.get("/s/x").send_to(gateway.addr()).json();
             assert_eq!(answer["credential"], caller.credential.1);
         }
     }
-    assert_eq!(backend.count(), callers().len(), "each was kept");
+    assert_eq!(backend.count(), callers.len(), "each was kept");
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn who_may_not_ask_the_backend_may_not_ask_the_cache() {
 fn a_foreign_venue_is_404_although_its_answer_is_stored() {
     let backend = super::saying("public, max-age=60");
     let gateway = conf(&backend)
-        .route("path", "/s/{venueId}")
+        .route("path", "'/s/{venueId}'")
         .route("auth", "token")
         .start();
     let member = Token::user("ann").claim("venueId", "v1").hs256();

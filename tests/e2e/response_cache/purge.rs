@@ -7,7 +7,7 @@ const SOON: Duration = Duration::from_secs(1);
 
 fn tagged(backend: &Upstream) -> Conf {
     conf(backend)
-        .route("path", "/s/{kind}/{event}")
+        .route("path", "'/s/{kind}/{event}'")
         .route("cache", "{ tags: ['all', 'event:{event}'] }")
         .and_route(
             "{ path: '/buy/{event}', service: s, auth: public, invalidates: ['event:{event}'] }",
