@@ -25,7 +25,7 @@ set -euo pipefail
 
 names=hit,uncached,nginx
 size=213
-PORT=([origin]=$base [hit]=$((base + 1)) [uncached]=$((base + 2)) [nginx]=$((base + 3)) [cache]=0) # cache: a file of no port
+PORT=([origin]=$base [hit]=$((base + 1)) [uncached]=$((base + 2)) [nginx]=$((base + 3)) [store]=$((base + 7)) [cache]=0) # cache: a file of no port
 LABEL=(
     [hit]='this gateway: a hit, everything on'
     [uncached]='this gateway: the same route without a cache'
