@@ -43,7 +43,7 @@ fn ten_times_its_size_goes_through_it_and_what_is_asked_for_often_stays() {
     ask_all(&gateway, mixed);
     let grown = gateway.memory_kb().saturating_sub(before);
     let kept = gateway.metric("cache_bytes");
-    println!("measured: {} KiB grown, {kept} bytes kept", grown);
+    println!("measured: {grown} KiB grown, {kept} bytes kept");
     assert!(kept <= 8.0 * MIB, "{kept}");
     assert!(kept >= 4.0 * MIB, "it is not used: {kept}");
     assert!(grown < 24 << 10, "{grown} KiB for 8 MiB");
