@@ -300,13 +300,10 @@ impl ProxyHttp for Gateway {
         let patience = exchange.patience().min(ctx.policies.times.patience);
         if again || (response.status.is_server_error() && ctx.is_webhook()) {
             // It is not passed on: another attempt follows, or `fail_to_proxy` answers the webhook.
-            let status = ErrorType::HTTPStatus(response.status.as_u16());
-            let mut error = Error::explain(status, "the backend failed").into_up();
-            error.set_retry(again);
             if let (true, Some(run)) = (again, &mut ctx.run) {
                 run.goes_on(response);
             }
-            return Err(error);
+            return Err(verdict::not_passed_on(response.status, again));
         }
         // A client that does not take its answer does not keep the backend for longer than one that does.
         session.set_write_timeout(Some(patience));

@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::time::Duration;
 
-use http::HeaderName;
+use http::{HeaderName, StatusCode};
 use pingora::{Error, ErrorSource, ErrorType, RetryType};
 use pingora_proxy::Session;
 
@@ -60,6 +60,14 @@ pub fn ended(end: End, service: &str) -> Refusal {
             retry_after_secs: 1,
         },
     }
+}
+
+/// What stands for an answer that its client does not get; `again`: another attempt follows.
+pub fn not_passed_on(status: StatusCode, again: bool) -> Box<Error> {
+    let status = ErrorType::HTTPStatus(status.as_u16());
+    let mut error = Error::explain(status, "the backend failed").into_up();
+    error.set_retry(again);
+    error
 }
 
 /// No phase behind `admit` is reached without one.

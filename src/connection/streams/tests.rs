@@ -3,7 +3,7 @@ use prometheus::Opts;
 
 use super::*;
 use crate::admit::auth::api_key::Given;
-use crate::admit::auth::{Source, Tier};
+use crate::admit::auth::{Rights, Source, Tier};
 use crate::admit::permissions::Permissions;
 use crate::admit::tenancy::Venues;
 
@@ -94,6 +94,7 @@ fn holder() -> Caller {
     Caller {
         id: "partner".into(),
         role: None,
+        rights: Rights::of(None, &[], std::iter::empty()),
         permissions: Permissions::new(Vec::new()),
         tenant: HeaderValue::from_static("t1"),
         source: Source::ApiKey,
