@@ -17,7 +17,7 @@ fn pair(redis: &Redis, backend: &Upstream) -> [Gateway; 2] {
 fn cached_keys(redis: &Redis) -> Vec<String> {
     let keys = redis.command(&[
         "EVAL",
-        "return table.concat(redis.call('KEYS','cache:*'),' ')",
+        "return table.concat(redis.call('KEYS','cache:*:*'),' ')",
         "0",
     ]);
     keys.split_whitespace().map(str::to_owned).collect()
