@@ -12,6 +12,8 @@
 #   --seconds S        seconds of load for each contestant and round (5)
 #   --connections C    keep-alive connections of the load (32)
 #   --size BYTES       of the answer (213: that of bench.sh)
+#   --shared           contestants with a thread for each core, which load and backend share with them; without it a
+#                      contestant has one thread on a core of its own, so that its requests a second are its own
 #   --only A,B         of hit,uncached,nginx; without the ratios
 #   --write            also put the result into docs/performance.md, between the markers
 #   --help
@@ -25,6 +27,7 @@ set -euo pipefail
 
 names=hit,uncached,nginx
 size=213
+shared=
 PORT=([origin]=$base [hit]=$((base + 1)) [uncached]=$((base + 2)) [nginx]=$((base + 3)) [store]=$((base + 7)) [cache]=0) # cache: a file of no port
 LABEL=(
     [hit]='this gateway: a hit, everything on'
@@ -40,7 +43,7 @@ build_gateway() {
     [[ -n ${GATEWAY_BIN:-} ]] || (cd "$root" && cargo build --release --bin api-gateway) >&2
     local binary=${GATEWAY_BIN:-$target/release/api-gateway}
     gateway_bin=$work/api-gateway
-    printf '#!/bin/sh\nexec %q --conf %q\n' "$(realpath "$binary")" "$work/cache.conf" >"$gateway_bin"
+    printf '#!/bin/sh\nexec %s %q --conf %q\n' "${alone[*]}" "$(realpath "$binary")" "$work/cache.conf" >"$gateway_bin"
     chmod +x "$gateway_bin"
 }
 
@@ -58,7 +61,7 @@ start() { # NAME
             ;;
         nginx)
             config cache-nginx.conf.in nginx
-            launch nginx nginx -p "$work" -e "$work/nginx.err" -c "$work/nginx.conf"
+            launch nginx "${alone[@]}" nginx -p "$work" -e "$work/nginx.err" -c "$work/nginx.conf"
             ;;
         hit) gateway hit $((base + 5)) '' ;;
         uncached) gateway uncached $((base + 6)) '' ;;
@@ -95,6 +98,7 @@ report() {
     printf '%s, by `scripts/bench-cache.sh`: rounds: %s, of %s s a contestant, on %s connections; %s bytes of JSON.\n' \
         "$(date -u +%Y-%m-%d)" "$rounds" "$seconds" "$connections" "$size"
     circumstances | tail -n 2
+    [[ -n $shared ]] || printf '%s\n' 'Each contestant has one thread on a core of its own; load and backend have the other cores.'
     table | cut -d'|' -f1-3,5- # without the ratio to `bare`, which does not run here
     [[ $names != hit,uncached,nginx ]] || { echo && ratios; }
 }
@@ -116,6 +120,7 @@ while (($#)); do
         --seconds) seconds=$2 && shift ;;
         --connections) connections=$2 && shift ;;
         --size) size=$2 && shift ;;
+        --shared) shared=yes ;;
         --only) names=$2 && shift ;;
         --write) write=yes ;;
         --help) sed -n '3,/^$/s/^# \{0,1\}//p' "$0" && exit ;;
@@ -125,8 +130,15 @@ while (($#)); do
 done
 
 cores=$(nproc)
+alone=()
+if [[ -z $shared ]]; then
+    ((cores > 1)) || die 'one core: see --shared'
+    cores=1
+    alone=(taskset -c 0)
+    taskset -pc "1-$(($(nproc --all) - 1))" $$ >/dev/null
+fi
 PATH=$PATH:/usr/sbin
-need nginx:nginx-light wrk:wrk jq:jq pgrep:procps openssl:openssl curl:curl
+need nginx:nginx-light wrk:wrk jq:jq taskset:util-linux pgrep:procps openssl:openssl curl:curl
 work=$(mktemp -d)
 chmod 755 "$work" # nginx's workers are nobody, and serve a file of it
 trap finish EXIT

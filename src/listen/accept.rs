@@ -47,7 +47,7 @@ const OUT_OF_BREATH: Duration = Duration::from_millis(50);
 // === impl Listener ===
 
 impl Listener {
-    /// To be called where the runtime is that serves its connections. `socket` does not block.
+    /// To be called where the runtime is that waits for them. `socket` does not block.
     ///
     /// # Errors
     /// When it cannot be waited for.

@@ -16,6 +16,7 @@ use super::proxy_protocol::{self, Progress};
 use super::socket::{NOBODY, Socket};
 use super::tls::{Tls, Unfinished};
 use crate::policies::InForce;
+use crate::server::threads::Threads;
 
 /// What a listener asks of its connections.
 #[derive(Default)]
@@ -25,6 +26,8 @@ pub struct Entrance {
     /// They begin with a PROXY header: who is believed, and how long it may take, the policies in force say.
     pub proxy_header: Option<InForce>,
     pub tls: Option<Arc<Tls>>,
+    /// That serve its connections; `None`: the one that accepts them.
+    pub threads: Option<Threads>,
 }
 
 /// Why a connection is not served.
@@ -41,7 +44,7 @@ impl Entrance {
     /// Gives a connection to the application, in a task of its own; or resets it when it is one too many.
     ///
     /// # Errors
-    /// When it cannot be served for want of memory.
+    /// When there is no thread for it.
     pub fn let_in<A: ServerApp + Send + Sync + 'static>(
         self: &Arc<Self>,
         accepted: Accepted,
@@ -57,10 +60,13 @@ impl Entrance {
                 return Ok(());
             }
         };
-        let wire = accepted.open()?;
         let (entrance, app, shutdown) = (self.clone(), app.clone(), shutdown.clone());
-        tokio::spawn(async move {
+        let connection = async move {
             let mut visit = visit;
+            let wire = match accepted.open() {
+                Ok(wire) => wire,
+                Err(e) => return log::error!("a connection cannot be served: {e}"),
+            };
             let socket = Socket::new(wire, peer.unwrap_or(NOBODY));
             let mut stream: Option<Stream> = match entrance.is_plain() {
                 true => Some(Box::new(socket)),
@@ -70,7 +76,11 @@ impl Entrance {
             while let Some(again) = stream.take() {
                 stream = app.process_new(again, &shutdown).await;
             }
-        });
+        };
+        match &self.threads {
+            Some(threads) => threads.serve(connection)?,
+            None => drop(tokio::spawn(connection)),
+        }
         Ok(())
     }
 

@@ -27,7 +27,6 @@ use pingora::services::Service;
 use socket2::TcpKeepalive;
 
 use crate::observe::access_log::Logger;
-use crate::state::Home;
 use accept::Listener;
 pub use address::Address;
 pub use caps::{Caps, Refusals};
@@ -110,7 +109,7 @@ impl Bound {
         })
     }
 
-    /// From now on clients are let in; to be called where the runtime is that serves them.
+    /// From now on clients are let in; to be called where the runtime is that accepts them.
     fn listen(self, tcp: &Tcp, doors: &Doors) -> io::Result<Vec<Listener>> {
         let Self {
             key,
@@ -170,15 +169,11 @@ impl Tcp {
 
 /// Listens on some sockets, and gives each connection to the application.
 pub struct Listen<A> {
-    /// Of the threads.
+    /// Of the thread that accepts.
     pub name: &'static str,
-    /// Default: those of the configuration.
-    pub threads: Option<usize>,
     pub doors: Vec<Door>,
     pub tcp: Tcp,
     pub app: Arc<A>,
-    /// Is told that requests run on this service's runtime.
-    pub home: Option<Home>,
     pub logger: Arc<Logger>,
     /// Says when they are open.
     pub keeper: Arc<Doors>,
@@ -187,9 +182,6 @@ pub struct Listen<A> {
 #[async_trait]
 impl<A: ServerApp + Send + Sync + 'static> Service for Listen<A> {
     async fn start_service(&mut self, _: Option<ListenFds>, shutdown: ShutdownWatch, _: usize) {
-        if let Some(home) = &self.home {
-            home.is_here();
-        }
         let mut state = self.keeper.state();
         let may_listen = state.wait_for(|state| *state != State::Waiting);
         if may_listen.await.is_err() {
@@ -240,6 +232,6 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Listen<A> {
     }
 
     fn threads(&self) -> Option<usize> {
-        self.threads
+        Some(1)
     }
 }

@@ -18,8 +18,9 @@ use crate::forward::pool::{Census, Pools};
 use crate::observe::access_log::Logger;
 use crate::observe::registry::{HttpMetrics, Metrics, RouteMetrics};
 use crate::reply::Answer;
+use crate::server::threads::Threads;
 use crate::server::{Life, Process};
-use crate::state::{Home, RedisHealth, RedisState};
+use crate::state::{RedisHealth, RedisState};
 pub use private::Private;
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -71,7 +72,7 @@ pub struct Ops {
     redis: Arc<RedisHealth>,
     metrics: Arc<Metrics>,
     logger: Arc<Logger>,
-    home: Home,
+    threads: Threads,
     route_metrics: [RouteMetrics; ENDPOINTS.len()],
 }
 
@@ -152,7 +153,7 @@ impl OpsConfig {
             redis: process.redis_health.clone(),
             metrics: process.metrics.clone(),
             logger: process.logger.clone(),
-            home: process.home.clone(),
+            threads: process.threads.clone(),
         }
     }
 }
@@ -297,7 +298,7 @@ impl Ops {
         self.metrics.observe_now(
             self.logger.dropped(),
             self.redis.is_followed(),
-            self.home.tasks(),
+            self.threads.tasks(),
         );
         Answer {
             status: StatusCode::OK,

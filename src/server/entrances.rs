@@ -40,7 +40,7 @@ impl Entrances {
         let Process {
             metrics,
             logger,
-            home,
+            threads,
             ..
         } = process;
         let Self {
@@ -74,6 +74,7 @@ impl Entrances {
                     caps: Some(caps.clone()),
                     proxy_header: wanted.proxy_protocol.then(|| in_force.clone()),
                     tls: tls.clone().filter(|_| protocol == Protocol::Https),
+                    threads: (protocol != Protocol::Redirect).then(|| threads.clone()),
                 },
             };
             match protocol {
@@ -84,22 +85,18 @@ impl Entrances {
         if !redirects.is_empty() {
             server.add_service(Listen {
                 name: "redirect",
-                threads: Some(1),
                 doors: redirects,
                 tcp,
                 app: Arc::new(Redirect::new(front.clone(), redirect_port, tls.clone())),
-                home: None,
                 logger: logger.clone(),
                 keeper: keeper.clone(),
             });
         }
         server.add_service(Listen {
-            name: "front",
-            threads: None,
+            name: "accept",
             doors,
             tcp,
             app: front,
-            home: Some(home.clone()),
             logger: logger.clone(),
             keeper: keeper.clone(),
         });
@@ -119,7 +116,6 @@ pub fn private(
 ) -> Result<Listen<Private>, String> {
     Ok(Listen {
         name: "private",
-        threads: Some(1),
         doors: vec![Door {
             bound: Bound::to(Some("private"), &Address::Inet(address), false, 1, keeper)?,
             protocol: Protocol::Http,
@@ -127,7 +123,6 @@ pub fn private(
         }],
         tcp: Tcp::default(),
         app: Arc::new(app),
-        home: None,
         logger,
         keeper: keeper.clone(),
     })

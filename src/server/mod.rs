@@ -9,6 +9,7 @@ mod process;
 mod reload;
 mod run;
 mod signals;
+pub mod threads;
 mod upkeep;
 
 use std::net::{IpAddr, SocketAddr};

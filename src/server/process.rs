@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::life::Life;
+use super::threads::Threads;
 use crate::admit::auth;
 use crate::admit::idempotency::Ledger;
 use crate::admit::limits::{Books, Shared, Spent};
@@ -24,7 +25,7 @@ use crate::observe::registry::{Metrics, RouteMetrics, UNMATCHED};
 use crate::policies::InForce;
 use crate::reply::cache::{CacheConfig, CatchUp, Listens, Store, Tier, Told};
 use crate::state::{
-    CACHES, Cache, Home, Kept, Lookups, Redis, RedisConfig, RedisHealth, Remembers, Revoked, Settle,
+    CACHES, Cache, Kept, Lookups, Redis, RedisConfig, RedisHealth, Remembers, Revoked, Settle,
 };
 
 pub struct Process {
@@ -48,7 +49,7 @@ pub struct Process {
     /// What is kept of answers.
     pub store: Option<Arc<Store>>,
     unmatched: Arc<RouteMetrics>,
-    pub home: Home,
+    pub threads: Threads,
     tasks: Mutex<Tasks>,
 }
 
@@ -94,7 +95,7 @@ impl Process {
             problems,
         );
         let commands = redis.as_ref().map(|redis| &redis.commands);
-        let (books, home) = (Arc::new(Books::default()), Home::default());
+        let (books, threads) = (Arc::new(Books::default()), Threads::new(threads));
         let users = remembered("user", CACHES[0], commands, &metrics);
         let members = remembered("member", CACHES[1], commands, &metrics);
         let lookups = metrics.api_key_lookups();
@@ -125,7 +126,7 @@ impl Process {
         tasks.extend(
             redis
                 .into_iter()
-                .flat_map(|redis| redis.tasks(books.clone(), memories.clone(), home.clone())),
+                .flat_map(|redis| redis.tasks(books.clone(), memories.clone(), threads.clone())),
         );
         Some(Self {
             stage,
@@ -144,7 +145,7 @@ impl Process {
             ledger,
             room: Budget::new(),
             connectors: Connectors::new(),
-            home,
+            threads,
             tasks: Mutex::new(tasks),
         })
     }

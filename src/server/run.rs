@@ -66,7 +66,8 @@ pub fn run(origin: Origin, compiled: Compiled, sink: Sink, start: Start) -> Resu
     } = ending;
     let life = process.life.clone();
     let conf = ServerConf {
-        threads,
+        // Those that serve are `server::threads`.
+        threads: 1,
         // The end is ours to time: `Drain` leaves as soon as nothing is in flight.
         grace_period_seconds: Some(limit.as_secs() + 2),
         graceful_shutdown_timeout_seconds: Some(1),
@@ -75,6 +76,8 @@ pub fn run(origin: Origin, compiled: Compiled, sink: Sink, start: Start) -> Resu
         max_retries: 16,
         ..ServerConf::default()
     };
+    let started = process.threads.start();
+    started.map_err(|e| format!("the threads that serve cannot be started: {e}"))?;
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
 

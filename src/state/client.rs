@@ -5,8 +5,9 @@
 //! the background task has a connection again that answers. So a Redis that is a black hole costs the requests of one
 //! moment their time limit, and the others nothing.
 
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -20,9 +21,9 @@ use tokio::sync::Notify;
 
 use super::connection::Connection;
 use super::health::{RedisHealth, RedisState};
-use super::home::Home;
 use super::topology::{LONGEST_CONNECT, PING_EVERY, RECONNECT, Topology, silent};
 use crate::observe::registry::RedisMetrics;
+use crate::server::threads::{self, Threads};
 
 /// The connections.
 pub struct Redis {
@@ -60,7 +61,7 @@ pub trait Prepare: Send + Sync {
 pub struct Keeper {
     pub redis: Arc<Redis>,
     pub prepare: Arc<dyn Prepare>,
-    pub home: Home,
+    pub threads: Threads,
 }
 
 impl Redis {
@@ -171,11 +172,7 @@ impl Redis {
 
     /// Each thread has its own, so that their answers do not wait for each other.
     fn link(&self) -> &Link {
-        static THREADS: AtomicUsize = AtomicUsize::new(0);
-        thread_local! {
-            static THREAD: usize = THREADS.fetch_add(1, Relaxed);
-        }
-        &self.links[THREAD.with(|thread| *thread) % self.links.len()]
+        &self.links[threads::place().saturating_sub(1) % self.links.len()]
     }
 }
 
@@ -235,13 +232,18 @@ impl Keeper {
 
 #[async_trait]
 impl BackgroundService for Keeper {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        let home = tokio::select! {
-            home = self.home.found() => home,
-            _ = shutdown.changed() => return,
+    async fn start(&self, _: ShutdownWatch) {
+        let places = 0..self.redis.links.len();
+        let kept: io::Result<Vec<_>> = places
+            .map(|place| {
+                // What a thread asks at each turn has its answers there: they wake nobody else.
+                let thread = self.threads.handle(place)?;
+                Ok(thread.spawn(self.clone().keep_always(place)))
+            })
+            .collect();
+        let Ok(kept) = kept else {
+            return log::error!("redis: there is no thread for its connections");
         };
-        let kept =
-            (0..self.redis.links.len()).map(|place| home.spawn(self.clone().keep_always(place)));
         futures::future::join_all(kept).await;
     }
 }

@@ -15,7 +15,6 @@ mod connect;
 mod connection;
 mod follow;
 mod health;
-mod home;
 mod kept;
 mod keys;
 mod own;
@@ -31,6 +30,7 @@ use pingora::services::background::BackgroundService;
 pub use cache::{Cache, LONGEST_LIFE, Lookups, Memory, Unknown, memory};
 pub use changes::Remembers;
 
+use crate::server::threads::Threads;
 use client::Keeper;
 pub use client::{Away, Prepare, Redis};
 pub use config::RedisConfig;
@@ -38,7 +38,6 @@ pub use connect::Operator;
 pub use connection::Connection;
 use follow::Follow;
 pub use health::{RedisHealth, RedisState};
-pub use home::Home;
 pub use kept::{Kept, Settle};
 pub use keys::{
     API_KEY_DIGESTS, API_KEY_LOCK, API_KEYS, CACHE_INVALID, CACHE_PURGE, CACHES, Family,
@@ -58,7 +57,7 @@ impl Connected {
         self,
         prepare: Arc<dyn Prepare>,
         memories: Vec<Arc<dyn Remembers>>,
-        home: Home,
+        threads: Threads,
     ) -> [Box<dyn BackgroundService + Send + Sync>; 2] {
         let Self {
             mut follow,
@@ -70,7 +69,7 @@ impl Connected {
             Box::new(Keeper {
                 redis,
                 prepare,
-                home,
+                threads,
             }),
         ]
     }

@@ -16,7 +16,8 @@ fn conf(upstream: &Http2Upstream) -> Conf {
 #[test]
 fn requests_of_both_protocols_share_a_connection_to_the_backend() {
     let upstream = Http2Upstream::start(|_| Play::slow(&[(Duration::from_millis(200), "well")]));
-    let gateway = conf(&upstream).start();
+    // Each thread has connections of its own.
+    let gateway = conf(&upstream).gateway().env("SERVER_THREADS", 1).start();
     // The first one opens the connection.
     assert_eq!(Request::get("/s/first").send_to(gateway.addr()).status, 200);
     let since = Instant::now();
@@ -139,7 +140,8 @@ fn slow_readers_whose_time_is_over_do_not_cost_the_others_their_connection() {
         },
         _ => Play::ok("well"),
     });
-    let gateway = conf(&upstream).route("timeout", "700ms").start();
+    let conf = conf(&upstream).route("timeout", "700ms");
+    let gateway = conf.gateway().env("SERVER_THREADS", 1).start();
     assert_eq!(Request::get("/s/open").send_to(gateway.addr()).status, 200);
     for turn in 1..=4 {
         let mut slow = Client::to(gateway.addr()).connect();

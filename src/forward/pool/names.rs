@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::tls::{Tls, is_name};
 use crate::config::Problems;
+use crate::server::threads;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -236,6 +237,8 @@ impl Instance {
         if self.http2 {
             speak_http2(&mut peer);
         }
+        // A connection is used again by the thread that opened it: there its events come.
+        peer.group_key = peer.group_key.wrapping_add(threads::place() as u64);
         peer
     }
 

@@ -1,0 +1,147 @@
+//! The threads that serve: an event loop each, as nginx's workers have. A connection stays on the thread that it was given
+//! to, with its requests and with what they use at a backend and at Redis: nothing that is waited for wakes another thread,
+//! and what one thread reads again and again is in its own processor's cache (docs/decisions/0027-a-loop-a-thread.md).
+
+use std::cell::Cell;
+use std::future::{Future, pending};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use once_cell::sync::OnceCell;
+use tokio::runtime::{Builder, Handle};
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Threads(Arc<Shared>);
+
+struct Shared {
+    count: usize,
+    running: OnceCell<Box<[Loop]>>,
+    /// Where the next connection is looked for a place first.
+    next: AtomicUsize,
+}
+
+struct Loop {
+    handle: Handle,
+    connections: AtomicUsize,
+}
+
+/// A connection's place on a thread.
+struct Seat {
+    shared: Arc<Shared>,
+    place: usize,
+}
+
+thread_local! {
+    static PLACE: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The number of this thread: 1 and up among those that serve, 0 for all others.
+pub fn place() -> usize {
+    PLACE.get()
+}
+
+// === impl Threads ===
+
+impl Threads {
+    /// None of them runs yet.
+    pub fn new(count: usize) -> Self {
+        Self(Arc::new(Shared {
+            count: count.max(1),
+            running: OnceCell::new(),
+            next: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Starts those that do not run yet. They end with the process.
+    ///
+    /// # Errors
+    /// When the system has no thread left.
+    pub fn start(&self) -> io::Result<()> {
+        self.0.loops().map(drop)
+    }
+
+    /// Serves a connection on the thread that has the fewest.
+    ///
+    /// # Errors
+    /// As [`Threads::start`].
+    pub fn serve(&self, connection: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+        let loops = self.0.loops()?;
+        let first = self.0.next.fetch_add(1, Relaxed);
+        let (place, chosen) = (0..loops.len())
+            .map(|step| (first.wrapping_add(step)) % loops.len())
+            .map(|place| (place, &loops[place]))
+            .min_by_key(|(_, thread)| thread.connections.load(Relaxed))
+            .expect("there is at least one");
+        chosen.connections.fetch_add(1, Relaxed);
+        let seat = Seat {
+            shared: self.0.clone(),
+            place,
+        };
+        chosen.handle.spawn(async move {
+            connection.await;
+            drop(seat);
+        });
+        Ok(())
+    }
+
+    /// Where the thread of this number (from 0; there is no last one) runs its tasks.
+    ///
+    /// # Errors
+    /// As [`Threads::start`].
+    pub fn handle(&self, number: usize) -> io::Result<&Handle> {
+        let loops = self.0.loops()?;
+        Ok(&loops[number % loops.len()].handle)
+    }
+
+    /// How many tasks are alive on all of them.
+    pub fn tasks(&self) -> usize {
+        let loops = self.0.running.get();
+        let handles = loops.into_iter().flatten().map(|thread| &thread.handle);
+        handles
+            .map(|handle| handle.metrics().num_alive_tasks())
+            .sum()
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn loops(&self) -> io::Result<&[Loop]> {
+        let loops = self.running.get_or_try_init(|| {
+            let loops = (1..=self.count).map(Loop::start);
+            loops.collect::<io::Result<_>>()
+        });
+        loops.map(|loops| &**loops)
+    }
+}
+
+// === impl Loop ===
+
+impl Loop {
+    fn start(number: usize) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        std::thread::Builder::new()
+            .name("front".into())
+            .spawn(move || {
+                PLACE.set(number);
+                runtime.block_on(pending::<()>());
+            })?;
+        Ok(Self {
+            handle,
+            connections: AtomicUsize::new(0),
+        })
+    }
+}
+
+// === impl Seat ===
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some(loops) = self.shared.running.get() {
+            loops[self.place].connections.fetch_sub(1, Relaxed);
+        }
+    }
+}
