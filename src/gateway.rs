@@ -24,7 +24,7 @@ use crate::forward::exchange::{Exchange, NotSent};
 use crate::forward::headers;
 use crate::forward::overload::Tenant;
 use crate::forward::pool::Affinity;
-use crate::forward::retry::Failure;
+use crate::forward::retry::{Failure, Repeatable};
 use crate::forward::verdict::{self, Blame};
 use crate::inner::Inner;
 use crate::inner::revalidation::Revalidation;
@@ -296,7 +296,7 @@ impl ProxyHttp for Gateway {
         let Some(exchange) = &mut ctx.exchange else {
             return Err(verdict::without_a_route());
         };
-        let again = exchange.answered(response.status, verdict::is_repeatable(session));
+        let again = exchange.answered(response.status, verdict::repeatable(session));
         let patience = exchange.patience().min(ctx.policies.times.patience);
         if again || (response.status.is_server_error() && ctx.is_webhook()) {
             // It is not passed on: another attempt follows, or `fail_to_proxy` answers the webhook.
@@ -382,7 +382,7 @@ impl ProxyHttp for Gateway {
         let again = ctx
             .exchange
             .as_mut()
-            .is_some_and(|exchange| exchange.failed(Failure::Connect, true));
+            .is_some_and(|exchange| exchange.failed(Failure::Connect, Repeatable::Always));
         e.set_retry(again);
         e
     }
@@ -423,7 +423,7 @@ impl ProxyHttp for Gateway {
                 if let (Failure::NotProcessed, Some(run)) = (failure, &mut ctx.run) {
                     run.was_not_processed();
                 }
-                let again = exchange.failed(failure, verdict::is_repeatable(session));
+                let again = exchange.failed(failure, verdict::repeatable(session));
                 e.set_retry(again);
                 if failure == Failure::Timeout && !again {
                     ctx.refusal = Some(Refusal::GatewayTimeout);

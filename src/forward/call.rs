@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use super::breaker::{Outcome, Permit};
 use super::overload::{Priority, Tenant};
 use super::pool::{Affinity, Attempt, Pool};
-use super::retry::{Case, Decision, Failure};
+use super::retry::{Case, Decision, Failure, Repeatable};
 
 /// Asks one service one kind of question.
 pub struct Caller {
@@ -118,7 +118,7 @@ impl Caller {
             let left = question.until.saturating_duration_since(now);
             let case = Case {
                 failure,
-                repeatable: true,
+                repeatable: Repeatable::Always,
                 retries,
                 elsewhere: self.pool.has_another(&tried, now),
                 left,

@@ -15,7 +15,7 @@ use super::breaker::{Outcome, Permit};
 use super::deadline::{Deadline, Timeouts};
 use super::overload::{Baseline, Slot, Tenant};
 use super::pool::{Affinity, Attempt, Pool};
-use super::retry::{Case, Decision, Failure};
+use super::retry::{Case, Decision, Failure, Repeatable};
 use super::verdict;
 use crate::connection::{Cut, End, here};
 use crate::reply::Refusal;
@@ -210,7 +210,7 @@ impl Exchange {
     }
 
     /// The head of an answer has come. Returns whether another attempt is made instead of passing it on.
-    pub fn answered(&mut self, status: StatusCode, repeatable: bool) -> bool {
+    pub fn answered(&mut self, status: StatusCode, repeatable: Repeatable) -> bool {
         let now = Instant::now();
         if status.is_server_error() {
             if self.end(Failure::Status(status), repeatable, now) {
@@ -252,7 +252,7 @@ impl Exchange {
     }
 
     /// The attempt failed. Returns whether another one is made.
-    pub fn failed(&mut self, failure: Failure, repeatable: bool) -> bool {
+    pub fn failed(&mut self, failure: Failure, repeatable: Repeatable) -> bool {
         self.cut.disarm();
         let now = Instant::now();
         if self.had_no_chance(failure, now) {
@@ -332,7 +332,7 @@ impl Exchange {
         self.tell_breaker(Outcome::Unknown);
     }
 
-    fn end(&mut self, failure: Failure, repeatable: bool, now: Instant) -> bool {
+    fn end(&mut self, failure: Failure, repeatable: Repeatable, now: Instant) -> bool {
         let service = self.route.service.clone();
         let Some(attempt) = &mut self.attempt else {
             return false;
@@ -357,7 +357,13 @@ impl Exchange {
         false
     }
 
-    fn again(&mut self, failure: Failure, repeatable: bool, service: &Pool, now: Instant) -> bool {
+    fn again(
+        &mut self,
+        failure: Failure,
+        repeatable: Repeatable,
+        service: &Pool,
+        now: Instant,
+    ) -> bool {
         let Some(member) = self.attempt.as_ref().map(|attempt| attempt.member.clone()) else {
             return false;
         };

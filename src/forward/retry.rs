@@ -58,14 +58,24 @@ pub enum Failure {
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     pub failure: Failure,
-    /// It may be sent twice: its method is idempotent, or it has an Idempotency-Key, and its body is still at hand.
-    pub repeatable: bool,
+    pub repeatable: Repeatable,
     /// Retries so far.
     pub retries: u32,
     /// An instance is left that it did not try.
     pub elsewhere: bool,
     /// Of its deadline.
     pub left: Duration,
+}
+
+/// Whether it may be sent twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeatable {
+    Never,
+    /// Once the attempt has ended: it has an Idempotency-Key. Behind a time-out the first instance may be at work still, and
+    /// the second would work beside it, whatever either knows of keys.
+    Ended,
+    /// Its method is idempotent.
+    Always,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,8 +159,9 @@ impl Retry {
     pub fn decide(&self, case: &Case, now: Instant) -> Decision {
         let worth_it = match case.failure {
             Failure::Connect | Failure::NotProcessed => true,
-            Failure::Stale | Failure::Reset | Failure::Timeout => case.repeatable,
-            Failure::Status(status) => case.repeatable && is_passing(status),
+            Failure::Timeout => case.repeatable == Repeatable::Always,
+            Failure::Stale | Failure::Reset => case.repeatable != Repeatable::Never,
+            Failure::Status(status) => case.repeatable != Repeatable::Never && is_passing(status),
         };
         if !worth_it || case.retries >= self.max_retries || case.left.is_zero() {
             return Decision::No;
@@ -208,7 +219,7 @@ mod tests {
 
     const CASE: Case = Case {
         failure: Failure::Reset,
-        repeatable: true,
+        repeatable: Repeatable::Always,
         retries: 0,
         elsewhere: true,
         left: Duration::from_secs(8),
@@ -257,5 +268,27 @@ mod tests {
             retry.decide(&same, now),
             Decision::Again(delay) if !delay.is_zero()
         ));
+    }
+    #[test]
+    fn a_time_out_is_mended_only_where_two_do_the_same_as_one() {
+        let (retry, now) = (retry(), Instant::now());
+        let again = |failure, repeatable| {
+            let case = Case {
+                failure,
+                repeatable,
+                ..CASE
+            };
+            retry.decide(&case, now) != Decision::No
+        };
+        let (timeout, status) = (Failure::Timeout, Failure::Status(StatusCode::BAD_GATEWAY));
+        for failure in [Failure::Reset, Failure::Stale, timeout, status] {
+            assert!(again(failure, Repeatable::Always), "{failure}");
+            assert_eq!(
+                again(failure, Repeatable::Ended),
+                failure != timeout,
+                "{failure}"
+            );
+            assert!(!again(failure, Repeatable::Never), "{failure}");
+        }
     }
 }

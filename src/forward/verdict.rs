@@ -7,7 +7,7 @@ use http::{HeaderName, StatusCode};
 use pingora::{Error, ErrorSource, ErrorType, RetryType};
 use pingora_proxy::Session;
 
-use super::retry::Failure;
+use super::retry::{Failure, Repeatable};
 use crate::connection::End;
 use crate::reply::Refusal;
 
@@ -159,14 +159,16 @@ const STUCK: Duration = Duration::from_millis(100);
 
 /// Whether the request may be sent again: it does the same twice as once, or says how to tell; its body is still at
 /// hand; and nothing of an answer has gone to the client.
-pub fn is_repeatable(session: &Session) -> bool {
+pub fn repeatable(session: &Session) -> Repeatable {
     let request = session.req_header();
     let unanswered = session
         .response_written()
         .is_none_or(|head| head.status.is_informational());
-    (request.method.is_idempotent() || request.headers.contains_key(IDEMPOTENCY_KEY))
-        && unanswered
-        && !session.as_ref().retry_buffer_truncated()
+    match unanswered && !session.as_ref().retry_buffer_truncated() {
+        true if request.method.is_idempotent() => Repeatable::Always,
+        true if request.headers.contains_key(IDEMPOTENCY_KEY) => Repeatable::Ended,
+        _ => Repeatable::Never,
+    }
 }
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");

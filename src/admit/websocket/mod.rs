@@ -19,6 +19,7 @@ use super::request_id::X_REQUEST_ID;
 use crate::connection::streams::{Holder, Kind, asks_for_events, kind_of};
 use crate::connection::{link_of, websocket::Terms};
 use crate::context::Ctx;
+use crate::forward::retry::Repeatable;
 use crate::gateway::Gateway;
 use crate::reply::{self, Refusal};
 use crate::route::Route;
@@ -180,7 +181,7 @@ impl Gateway {
             ));
             return Err(Error::new_down(ErrorType::InvalidHTTPHeader));
         }
-        exchange.answered(StatusCode::SWITCHING_PROTOCOLS, false);
+        exchange.answered(StatusCode::SWITCHING_PROTOCOLS, Repeatable::Never);
         exchange.upgraded(websocket.idle_timeout);
         let terms = Terms {
             deflate: agreed.deflate,

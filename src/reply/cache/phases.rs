@@ -23,6 +23,7 @@ use super::storage::{ALONE, FOR_NOW, PREDICTED, WAY, key, meta};
 use super::{Cached, Kept, suits};
 use crate::connection::here;
 use crate::context::Ctx;
+use crate::forward::retry::Repeatable;
 use crate::reply::{self, Refusal};
 
 /// Whoever waits for another's answer keeps half of its time for an own one.
@@ -245,7 +246,7 @@ pub fn stands_in(ctx: &mut Ctx, error: Option<&Error>) -> bool {
         && let Ok(status) = StatusCode::from_u16(*status)
     {
         // The breaker hears of it, and nothing is tried again.
-        exchange.answered(status, false);
+        exchange.answered(status, Repeatable::Never);
     }
     true
 }
