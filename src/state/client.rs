@@ -143,6 +143,11 @@ impl Redis {
         Ok(seconds * 1000 + micros / 1000)
     }
 
+    /// As [`Topology::identity`].
+    pub fn identity(&self) -> String {
+        self.topology.identity()
+    }
+
     /// The keys of one command must lie in one slot.
     pub fn has_slots(&self) -> bool {
         self.topology.has_slots()

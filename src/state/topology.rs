@@ -89,6 +89,23 @@ impl Topology {
         }
     }
 
+    /// Where the data are: two that are equal lead to the same.
+    pub fn identity(&self) -> String {
+        let all = |nodes: &[Node]| {
+            let mut nodes: Vec<String> = nodes.iter().map(Node::to_string).collect();
+            nodes.sort();
+            nodes.join(",")
+        };
+        let db = self.settings.db();
+        match &self.place {
+            Place::Server(node) => format!("redis {node}/{db}"),
+            Place::Sentinel { master, nodes, .. } => {
+                format!("redis {master} of {}/{db}", all(nodes))
+            }
+            Place::Cluster(nodes) => format!("redis cluster {}", all(nodes)),
+        }
+    }
+
     /// The keys of one command must lie in one slot.
     pub fn has_slots(&self) -> bool {
         matches!(self.place, Place::Cluster(_))
