@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora_proxy::Session;
@@ -154,6 +154,15 @@ impl Ctx {
         let in_field = || fields.get(X_VENUE_ID)?.to_str().ok();
         let usual = || self.caller.as_ref()?.venues.usual.as_deref();
         self.venue.as_deref().or_else(in_field).or_else(usual)
+    }
+
+    /// For a piece of the answer to be taken by the client.
+    pub fn patience(&self) -> Duration {
+        let times = &self.policies.times;
+        let left = self.exchange.as_ref().map(Exchange::patience);
+        let patience = left.map_or(times.patience, |left| left.min(times.patience));
+        let run = self.run.as_ref();
+        run.map_or(patience, |run| run.patience(patience))
     }
 
     /// Its client has its answer already: what it costs was spent.

@@ -297,7 +297,6 @@ impl ProxyHttp for Gateway {
             return Err(verdict::without_a_route());
         };
         let again = exchange.answered(response.status, verdict::repeatable(session));
-        let patience = exchange.patience().min(ctx.policies.times.patience);
         if again || (response.status.is_server_error() && ctx.is_webhook()) {
             // It is not passed on: another attempt follows, or `fail_to_proxy` answers the webhook.
             if let (true, Some(run)) = (again, &mut ctx.run) {
@@ -306,7 +305,7 @@ impl ProxyHttp for Gateway {
             return Err(verdict::not_passed_on(response.status, again));
         }
         // A client that does not take its answer does not keep the backend for longer than one that does.
-        session.set_write_timeout(Some(patience));
+        session.set_write_timeout(Some(ctx.patience()));
         if let Some(run) = &mut ctx.run {
             Box::pin(run.answered(response)).await;
         }

@@ -293,18 +293,25 @@ impl Cut {
         self.answer.store(HELD, Relaxed);
     }
 
-    /// Another thread may say so.
-    pub fn release(&self) {
+    /// Another thread may say so. `to_the_end`: it is finished all the same, else it ends when its client is gone.
+    pub fn release(&self, to_the_end: bool) {
+        let then = if to_the_end { FINISHED } else { FREE };
         // One that is over has let go before.
-        let _ = self
-            .answer
-            .compare_exchange(HELD, FINISHED, Relaxed, Relaxed);
+        let _ = self.answer.compare_exchange(HELD, then, Relaxed, Relaxed);
         self.writer.wake();
     }
 
     pub fn let_go(&self) {
         self.answer.store(FREE, Relaxed);
         self.writer.wake();
+    }
+
+    /// Whether it goes on although its client is gone. If so, this task is woken when that changes.
+    pub fn goes_on_anyway(&self, cx: &Context<'_>) -> bool {
+        self.is_finished_anyway() && {
+            self.writer.register(cx.waker());
+            self.is_finished_anyway()
+        }
     }
 
     /// Pending while nothing may be written.

@@ -6,11 +6,13 @@
 //! and takes a client that is gone for one that reads ([`Cut::finish_anyway`]).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use pingora::http::ResponseHeader;
+use tokio::runtime::Handle;
 
 use super::lease::Lease;
 use super::record::{Answer, Outcome};
@@ -32,7 +34,11 @@ pub struct Run {
 const LOG: &str = "api_gateway::admit::idempotency";
 
 /// Lets the last byte out, also when what it waits for comes to nothing.
-struct Held(Arc<Cut>);
+struct Held {
+    cut: Arc<Cut>,
+    /// Which is the client's alone.
+    more_comes: bool,
+}
 
 impl Run {
     pub fn begin(lease: Lease, largest: usize, cut: Arc<Cut>) -> Self {
@@ -63,27 +69,34 @@ impl Run {
         }
     }
 
+    /// For the client to take a piece of the answer: that is not written while its end is being kept.
+    pub fn patience(&self, patience: Duration) -> Duration {
+        let to_end = self.lease.as_ref().map(Lease::to_end);
+        patience.max(to_end.unwrap_or_default())
+    }
+
     /// The head of the answer that the client gets.
     pub async fn answered(&mut self, head: &ResponseHeader) {
         if super::is_undone(head.status, &head.headers) {
             // It speaks of the last attempt alone: an earlier one may have done it.
-            match self.lease.take() {
-                Some(lease) if self.sent <= 1 => {
-                    lease.forget().await;
-                }
-                Some(lease) => conclude(lease, Outcome::Unknown).await,
-                None => {}
-            }
-            return;
+            self.end(match self.sent {
+                0 | 1 => None,
+                _ => Some(Outcome::Unknown),
+            })
+            .await;
+            return self.cut.let_go();
         }
         let answer = Answer::begin(head.status, &head.headers);
         let length = head.headers.get(CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
         let size = answer.size().saturating_add(length.unwrap_or(0));
         if size > self.largest || streams(head) {
-            self.conclude(Outcome::Unkept(head.status)).await;
+            self.end(Some(Outcome::Unkept(head.status))).await;
+            // Nothing is left to be kept: what streams is its client's alone.
+            self.cut.let_go();
         } else if length == Some(0) || has_no_body(head.status) {
-            self.conclude(Outcome::Done(answer)).await;
+            self.cut.disarm(); // all of it is here
+            self.end(Some(Outcome::Done(answer))).await;
         } else {
             let body = BytesMut::with_capacity(length.unwrap_or(0));
             self.answer = Some((answer, body));
@@ -102,12 +115,17 @@ impl Run {
         if fits && !is_end {
             return false;
         }
-        *piece = self.ends();
+        *piece = self.passes_on(!is_end);
         is_end
     }
 
     /// There is no more of the body to come. Returns it.
     pub fn ends(&mut self) -> Option<Bytes> {
+        self.passes_on(false)
+    }
+
+    /// What has come of the body goes to the client once the end of the run is written down.
+    fn passes_on(&mut self, more_comes: bool) -> Option<Bytes> {
         let (mut answer, body) = self.answer.take()?;
         let body = body.freeze();
         let lease = self.lease.take()?;
@@ -118,7 +136,10 @@ impl Run {
             Outcome::Unkept(answer.status)
         };
         self.cut.hold();
-        let held = Held(self.cut.clone());
+        let held = Held {
+            cut: self.cut.clone(),
+            more_comes,
+        };
         tokio::spawn(async move {
             conclude(lease, outcome).await;
             drop(held);
@@ -130,24 +151,43 @@ impl Run {
     pub async fn settle(mut self, is_whole: bool) {
         self.cut.let_go();
         let answer = self.answer.take();
-        match answer {
+        let outcome = match answer {
             // Its head was all of it: only an HTTP/2 backend ends an answer so.
-            Some((answer, body)) if is_whole && body.is_empty() => {
-                self.conclude(Outcome::Done(answer)).await;
-            }
-            None if self.sent == 0 => {
-                if let Some(lease) = self.lease.take() {
-                    lease.forget().await;
-                }
-            }
-            _ => self.conclude(Outcome::Unknown).await,
-        }
+            Some((answer, body)) if is_whole && body.is_empty() => Some(Outcome::Done(answer)),
+            None if self.sent == 0 => None,
+            _ => Some(Outcome::Unknown),
+        };
+        self.end(outcome).await;
     }
 
-    async fn conclude(&mut self, outcome: Outcome) {
+    /// Says how the run has ended; `None`: nothing was done. Whoever waits for that may be dropped: it is said all the same.
+    async fn end(&mut self, outcome: Option<Outcome>) {
         if let Some(lease) = self.lease.take() {
-            conclude(lease, outcome).await;
+            // It does not fail.
+            let _ = tokio::spawn(end(lease, outcome)).await;
         }
+    }
+}
+
+impl Drop for Run {
+    /// Whoever ran it was dropped in the midst of it.
+    fn drop(&mut self) {
+        let Some(lease) = self.lease.take() else {
+            return;
+        };
+        self.cut.let_go();
+        let outcome = (self.sent > 0).then_some(Outcome::Unknown);
+        // Without a runtime the process ends: the lease does, too.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(end(lease, outcome));
+        }
+    }
+}
+
+async fn end(lease: Lease, outcome: Option<Outcome>) {
+    match outcome {
+        Some(outcome) => conclude(lease, outcome).await,
+        None => drop(lease.forget().await),
     }
 }
 
@@ -184,6 +224,52 @@ fn has_no_body(status: StatusCode) -> bool {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.0.release();
+        let Self { cut, more_comes } = self;
+        cut.release(!*more_comes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::super::Keyed;
+    use super::super::key::{Fingerprint, Name, Owner};
+    use super::super::ledger::{Claim, Ledger};
+    use super::*;
+
+    async fn claim(ledger: &Arc<Ledger>, name: u8) -> Claim {
+        let name = Name::from_bytes(&[name; 32]).unwrap();
+        let keyed = Keyed {
+            name,
+            owner: Owner(1),
+            fingerprint: Fingerprint::of(&name, &http::HeaderMap::new(), b"1"),
+        };
+        let minute = Duration::from_secs(60);
+        ledger.claim(&keyed, minute, minute).await.unwrap()
+    }
+
+    #[test]
+    fn a_run_that_is_dropped_says_what_is_known_of_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let ledger = Arc::new(Ledger::new(None));
+        runtime.block_on(async {
+            for (name, sent) in [(1, 0), (2, 1)] {
+                let Claim::Ours(lease) = claim(&ledger, name).await else {
+                    panic!("it is new");
+                };
+                let cut = Cut::new(Instant::now());
+                let mut run = Run::begin(lease, 1000, cut.clone());
+                (0..sent).for_each(|_| run.sends());
+                drop(run);
+                assert!(!cut.is_finished_anyway());
+                tokio::task::yield_now().await;
+            }
+            assert!(matches!(claim(&ledger, 1).await, Claim::Ours(_)));
+            let known = claim(&ledger, 2).await;
+            assert!(matches!(known, Claim::Ended(Outcome::Unknown)));
+        });
     }
 }

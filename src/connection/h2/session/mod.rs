@@ -117,7 +117,7 @@ impl Session {
         }
         // Once the answer has begun, what was to be changed is changed.
         let goes_on = (self.survives_reset && self.written.is_none())
-            || self.cut.is_finished_anyway()
+            || (self.is_reset && self.cut.goes_on_anyway(cx))
             || self.cut.ahead.outlives_client();
         match self.is_reset && !goes_on {
             true => Poll::Ready(Error::explain(
