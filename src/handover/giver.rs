@@ -56,6 +56,9 @@ pub type Outcome = Result<u32, String>;
 /// For the new process to take over, from the moment on at which this one no longer accepts: clients wait.
 const PAUSE: Duration = Duration::from_secs(10);
 
+/// For the new process to hear that a write has ended: it does nothing else.
+const TO_HEAR: Duration = Duration::from_secs(1);
+
 /// For the new process to end by itself, when it has let go of its socket.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -103,8 +106,12 @@ impl Upgrades {
             .name("upgrade".into())
             .spawn(move || {
                 let outcome = this.upgrade();
+                let is_replaced = outcome.is_ok();
                 // Whoever asked may be gone.
                 let _ = tell.send(outcome);
+                if is_replaced {
+                    this.tell_ends();
+                }
             });
         if begun.is_err() {
             self.life.upgrade_failed();
@@ -114,6 +121,10 @@ impl Upgrades {
     }
 
     fn upgrade(&self) -> Outcome {
+        let mut attempt = Attempt {
+            of: self,
+            why: Some("it broke off".to_owned()),
+        };
         let outcome = self.start().and_then(|(wire, pid)| {
             match self.give(&wire) {
                 Ok(mark) => {
@@ -125,34 +136,37 @@ impl Upgrades {
                 Err(why) => Err(self.end_child(&why)),
             }
         });
-        match &outcome {
-            Ok(pid) => {
-                self.say(
-                    log::Level::Info,
-                    "upgrade: the new process serves",
-                    "pid",
-                    &pid.to_string(),
-                );
-                self.outcomes.with_label_values(&["ok"]).inc();
-                if let Some(control) = &self.control {
-                    control.withdraw();
-                }
-                let child = self.child.lock().take();
-                if let (true, Some(child)) = (self.life.replaced(), child) {
-                    // The signal was meant for whoever serves. One that has ended needs none.
-                    let _ = kill_process(Pid::from_child(&child), Signal::Term);
-                }
+        attempt.why = outcome.as_ref().err().cloned();
+        if let Ok(pid) = &outcome {
+            self.say(
+                log::Level::Info,
+                "upgrade: the new process serves",
+                "pid",
+                &pid.to_string(),
+            );
+            self.outcomes.with_label_values(&["ok"]).inc();
+            if let Some(control) = &self.control {
+                control.withdraw();
             }
-            Err(why) => {
-                self.doors.resume();
-                if let Some(control) = &self.control {
-                    control.restore();
-                }
-                self.say_failed(why);
-                self.life.upgrade_failed();
+            let child = self.child.lock().take();
+            if let (true, Some(child)) = (self.life.replaced(), child) {
+                // The signal was meant for whoever serves. One that has ended needs none.
+                let _ = kill_process(Pid::from_child(&child), Signal::Term);
             }
         }
         outcome
+    }
+
+    /// Nobody has taken its place.
+    fn serves_on(&self, why: &str) {
+        self.abort(); // if it was not ended
+        self.memory.goes_on();
+        self.doors.resume();
+        if let Some(control) = &self.control {
+            control.restore();
+        }
+        self.say_failed(why);
+        self.life.upgrade_failed();
     }
 
     fn start(&self) -> Result<(Wire, u32), String> {
@@ -188,6 +202,7 @@ impl Upgrades {
             listeners: self.doors.keys(),
             has_control: self.control.is_some(),
             confirms: true,
+            writes: Some(self.memory.ledger.place()),
         };
         wire.send(HELLO, &hello, deadline)
             .map_err(Failure::before("was ready"))?;
@@ -199,6 +214,9 @@ impl Upgrades {
         let clock = Clock::now();
         let mark = Mark::here(&clock);
         let parcel = self.memory.all(&clock, ready.wants_revocations);
+        if parcel.lacks_writes() {
+            return Err(Failure::TooMuch);
+        }
         self.pass_on(wire, &parcel, deadline)
             .map_err(Failure::before("had everything"))?;
         let _: () = self.await_word(wire, SERVING, deadline, "served")?;
@@ -279,18 +297,40 @@ impl Upgrades {
         }
     }
 
-    /// The process ends: what its last requests changed is told to who took over. Nobody is left behind half-way.
-    pub fn finish(&self, limit: Duration) {
+    /// Ends of writes are told as they come: who asks the new process for one waits for it. Returns when there are none to
+    /// tell; the process may end before that.
+    fn tell_ends(&self) {
+        while self.memory.ledger.until_one_ends() {
+            let mut successor = self.successor.lock();
+            let Some((wire, _)) = &*successor else {
+                return; // these go with its last words
+            };
+            let parts = self.memory.ends().parts;
+            let told = parts.iter().try_for_each(|(name, body)| {
+                wire.send_raw(name, body, &[], Instant::now() + TO_HEAR)
+            });
+            if let Err(e) = told {
+                log::warn!("upgrade: the end of a write could not be passed on: {e}");
+                *successor = None; // nothing behind it could be understood
+                return;
+            }
+        }
+    }
+
+    /// The process ends: what its last requests changed is told to who took over, if somebody has. Nobody is left behind
+    /// half-way. Returns whether all of it was.
+    pub fn finish(&self, limit: Duration) -> bool {
         let Some((wire, mark)) = self.successor.lock().take() else {
-            return;
+            return false;
         };
         let deadline = Instant::now() + limit;
         for (name, body) in self.memory.since(mark, &Clock::now()).parts {
             if let Err(e) = wire.send_raw(name, &body, &[], deadline) {
                 log::warn!("upgrade: the last changes could not be passed on: {e}");
-                return;
+                return false;
             }
         }
+        true
     }
 
     /// The process ends at once: one that was to take over does, too.
@@ -334,10 +374,27 @@ fn by_itself(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     }
 }
 
+/// An upgrade that is under way. Unless it has come off when this is dropped, this process serves on.
+struct Attempt<'a> {
+    of: &'a Upgrades,
+    /// Why it has not.
+    why: Option<String>,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if let Some(why) = self.why.take() {
+            self.of.serves_on(&why);
+        }
+    }
+}
+
 /// Why the new process did not take over.
 enum Failure {
     /// It says so itself.
     Said(String),
+    /// It would not know of all writes that have run.
+    TooMuch,
     Broken(Broken, &'static str),
 }
 
@@ -351,6 +408,9 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Said(reason) => f.write_str(reason),
+            Self::TooMuch => {
+                f.write_str("there are more writes with a key than can be handed over")
+            }
             Self::Broken(Broken::Gone, before) => {
                 write!(f, "the new process ended before it {before}")
             }

@@ -11,6 +11,7 @@ use super::{
     END, FAILED, Failed, HELLO, Hello, KNOWN, LISTENERS, MARK, Memory, PROTOCOL, READY, Ready,
     SERVING,
 };
+use crate::admit::idempotency::IN_MEMORY;
 use crate::listen::{Doors, Key};
 
 /// A process that was started to take another's place.
@@ -36,6 +37,9 @@ const KNOWN_LIMIT: Duration = Duration::from_secs(15);
 
 /// The old process has its own, shorter limits; this is only a last stop.
 const LIMIT: Duration = Duration::from_secs(600);
+
+/// Once this one serves the old process drains for as long as it may: a century.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 impl Heir {
     /// The heir that this process is, if it is one: `from` is what the environment says of who started it.
@@ -86,16 +90,13 @@ impl Heir {
         &self.0.hello.version
     }
 
-    /// Tells the old process why this one cannot take its place.
-    pub fn fail(&self, reason: &str) {
+    /// Tells the old process why this one cannot take its place. `false`: it is gone, and nobody needs to know.
+    pub fn fail(&self, reason: &str) -> bool {
         let failed = Failed {
             reason: reason.to_owned(),
         };
-        // When the old one is gone nobody needs to know.
-        let _ = self
-            .0
-            .wire
-            .send(FAILED, &failed, Instant::now() + HELLO_LIMIT);
+        let deadline = Instant::now() + HELLO_LIMIT;
+        self.0.wire.send(FAILED, &failed, deadline).is_ok()
     }
 
     /// Says that this process could take over, waits for everything, and takes it. When this returns the sockets may be
@@ -108,7 +109,16 @@ impl Heir {
         succession: &Succession,
         wants_revocations: bool,
     ) -> Result<Taken, String> {
-        let Inner { wire, .. } = &*self.0;
+        let Inner { wire, hello } = &*self.0;
+        let ledger = &succession.memory.ledger;
+        if let Some(there) = &hello.writes
+            && ![IN_MEMORY, &*ledger.place()].contains(&&**there)
+        {
+            log::warn!(
+                "upgrade: the old process asks `{there}` which writes have run: until it has ended those with a key are refused"
+            );
+            ledger.close();
+        }
         let deadline = Instant::now() + LIMIT;
         let gone =
             |e: Broken| format!("the process that started this one has not handed over: {e}");
@@ -130,7 +140,12 @@ impl Heir {
                 Ok(frame) if frame.name == END => break,
                 Ok(frame) => {
                     if let Err(why) = succession.memory.take_over(&frame, &mut taken) {
-                        log::warn!("upgrade: `{}` is not taken over: {why}", frame.name);
+                        let why = format!("`{}` is not taken over: {why}", frame.name);
+                        // Where the old one is gone, nobody else serves.
+                        if succession.memory.needs(&frame.name) && self.fail(&why) {
+                            return Err(why);
+                        }
+                        log::warn!("upgrade: {why}");
                     }
                 }
                 Err(e) => {
@@ -166,12 +181,13 @@ impl Heir {
     pub fn hear_out(&self, succession: &Succession) {
         let Inner { wire, .. } = &*self.0;
         let mut late = Taken::default();
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + FOR_EVER;
         while let Ok(frame) = wire.receive(deadline, &|| true) {
             if let Err(why) = succession.memory.take_over(&frame, &mut late) {
                 log::warn!("upgrade: `{}` is not taken over: {why}", frame.name);
             }
         }
+        succession.memory.ledger.open();
         log::info!(
             "upgrade: the old process has ended; of its last requests were taken over: {late}"
         );

@@ -15,10 +15,10 @@ use super::wire::{Broken, Frame};
 use crate::admit::auth::api_key::StoredKeys;
 use crate::admit::auth::refresh::Store;
 use crate::admit::auth::unix_now;
-use crate::admit::idempotency::Ledger;
+use crate::admit::idempotency::{Ledger, NotCarried};
 use crate::admit::limits::{Books, Failures, Mark, Page, Spent, Windows};
 use crate::policies::InForce;
-use crate::state::Revoked;
+use crate::state::{Kept, Revoked};
 
 /// The rooms that remember.
 #[derive(Clone)]
@@ -69,7 +69,7 @@ impl Memory {
     /// All of it. `revocations`: the next process has not read them itself.
     pub fn all(&self, clock: &Clock, revocations: bool) -> Parcel {
         let mut parcel = Parcel::default();
-        parcel.each(WRITES, self.ledger.carried(false));
+        parcel.each(WRITES, self.ledger.hand_over());
         parcel.each(REVOKED_HERE, self.revoked.carried());
         parcel.chunks(FAMILIES, self.families.carried(false));
         parcel.chunks(UNWRITTEN, self.unwritten(clock));
@@ -101,10 +101,9 @@ impl Memory {
 
     /// What was added behind the mark, by requests that were under way.
     pub fn since(&self, mark: Mark, clock: &Clock) -> Parcel {
-        let mut parcel = Parcel::default();
+        let mut parcel = self.ends();
         parcel.each(REVOKED_HERE, self.revoked.carried());
         parcel.chunks(FAMILIES, self.families.carried(true));
-        parcel.each(WRITES, self.ledger.carried(true));
         parcel.chunks(UNWRITTEN, self.unwritten(clock));
         parcel.chunks(JOURNAL, self.books.carried(clock, Some(mark)));
         parcel.each(FAILURES, self.failures.windows().carried(clock, Some(mark)));
@@ -112,9 +111,31 @@ impl Memory {
         parcel
     }
 
+    /// The writes that have ended since the next process was told of them all, or since the last time.
+    pub fn ends(&self) -> Parcel {
+        let mut parcel = Parcel::default();
+        parcel.each(WRITES, self.ledger.take_ends());
+        parcel
+    }
+
     /// What came up to the mark is the next process' own now.
     pub fn leave(&self, mark: Mark, clock: &Clock) {
         self.books.leave(clock, mark);
+    }
+
+    /// There is no next process.
+    pub fn goes_on(&self) {
+        self.ledger.goes_on();
+    }
+
+    /// Whether it must not serve without this part.
+    pub fn needs(&self, name: &str) -> bool {
+        name == WRITES
+    }
+
+    /// How much Redis was not told of, where there is one.
+    pub fn count_unwritten(&self) -> usize {
+        self.kept().map(|kept| kept.count()).sum()
     }
 
     /// Reads one part.
@@ -129,7 +150,10 @@ impl Memory {
                 .revoked
                 .take_over(frame.parse().map_err(unreadable)?, unix_now())?,
             FAMILIES => self.families.take_over(frame.parse().map_err(unreadable)?),
-            WRITES => self.ledger.take_over(frame.parse().map_err(unreadable)?),
+            WRITES => self
+                .ledger
+                .take_over(frame.parse().map_err(unreadable)?)
+                .map_err(|NotCarried(why)| why)?,
             UNWRITTEN => match self.families.kept() {
                 Some(kept) => kept.take_over(frame.parse().map_err(unreadable)?, clock),
                 None => 0,
@@ -158,9 +182,12 @@ impl Memory {
     }
 
     fn unwritten(&self, clock: &Clock) -> Vec<impl Serialize> {
+        self.kept().flat_map(|kept| kept.carried(clock)).collect()
+    }
+
+    fn kept(&self) -> impl Iterator<Item = &Arc<Kept>> {
         let kept = [self.families.kept(), self.ledger.kept()];
-        let kept = kept.into_iter().flatten();
-        kept.flat_map(|kept| kept.carried(clock)).collect()
+        kept.into_iter().flatten()
     }
 
     fn take_over_services(&self, frame: &Frame, clock: &Clock) -> Result<usize, String> {
@@ -213,6 +240,11 @@ impl Parcel {
         }
     }
 
+    /// Whether some of the writes that have run did not fit.
+    pub fn lacks_writes(&self) -> bool {
+        self.left_out.contains_key(WRITES)
+    }
+
     /// What did not fit, if anything.
     pub fn left_out(&self) -> Option<String> {
         let kinds: Vec<String> = self
@@ -237,5 +269,23 @@ impl fmt::Display for Taken {
             write!(f, "{comma}{name}: {count}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_that_do_not_fit_are_missed() {
+        let mut parcel = Parcel {
+            size: MOST - 10,
+            ..Parcel::default()
+        };
+        parcel.each(LIMITS, ["this is more than ten"]);
+        assert!(parcel.left_out().is_some() && !parcel.lacks_writes());
+        parcel.each(WRITES, ["a", "this is more than ten", "b"]);
+        assert!(parcel.lacks_writes());
+        assert_eq!(parcel.parts.len(), 1, "a part of them is none");
     }
 }

@@ -11,7 +11,7 @@
 //! | | takes over, listens: `serving` |
 //! | `known`: it does not end the new one any more | |
 //! | | says to the service manager that it is the main one |
-//! | drains; what its last requests changed; ends | |
+//! | drains; ends of writes as they come; what its last requests changed; ends | |
 //!
 //! Whatever else happens, the old process ends the new one and accepts again. The point of no return is the new one's
 //! receipt of the sockets: should the old one be gone after that, the new one serves, before that it ends too. Why not
@@ -59,6 +59,9 @@ struct Hello {
     /// It says `known`.
     #[serde(default)]
     confirms: bool,
+    /// Where it decides which writes have run ([`crate::admit::idempotency::Ledger::place`]).
+    #[serde(default)]
+    writes: Option<String>,
 }
 
 /// The new process could take over.

@@ -38,7 +38,13 @@ impl BackgroundService for Drain {
         }
         // A new process that has not taken over is ended with this one.
         self.life.until_settled().await;
-        self.upgrades.finish(LAST_WORDS);
+        if !self.upgrades.finish(LAST_WORDS)
+            && let lost @ 1.. = self.upgrades.memory.count_unwritten()
+        {
+            log::warn!(
+                "redis is away: {lost} ends of writes and revocations that it was not told of are lost"
+            );
+        }
         if let Some(control) = &self.control {
             control.withdraw();
         }

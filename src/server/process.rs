@@ -108,7 +108,7 @@ impl Process {
         );
         let shared_limits = commands.map(|redis| Shared::new(redis.clone(), books.clone()));
         let life = Arc::new(Life::default());
-        let ledger = Arc::new(Ledger::new(commands.cloned(), life.clone()));
+        let ledger = Arc::new(Ledger::new(commands.cloned()));
         let mut tasks = known.tasks();
         tasks.extend(ledger.settle().map(|task| Box::new(task) as Box<_>));
         let mut memories: Vec<Arc<dyn Remembers>> = vec![users, members.clone()];

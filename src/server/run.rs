@@ -20,6 +20,7 @@ use super::reload::{Began, Origin, Reloading};
 use super::signals::{Early, Signals};
 use super::upkeep::Upkeep;
 use super::{Compiled, Ending, LIMIT};
+use crate::admit::idempotency::NotCarried;
 use crate::connection::Front;
 use crate::forward::pool::Pools;
 use crate::handover::{Heir, Memory, Program, Succession, Upgrades};
@@ -268,15 +269,30 @@ impl Begin {
     }
 
     async fn inherit(&self, heir: &Heir) -> Result<(), String> {
-        let (heir, succession) = (heir.clone(), self.succession());
+        let (taker, succession) = (heir.clone(), self.succession());
         let wants_revocations = self.memory.revoked.is_unread();
         let version = heir.version().to_owned();
         let taken =
-            tokio::task::spawn_blocking(move || heir.inherit(&succession, wants_revocations))
+            tokio::task::spawn_blocking(move || taker.inherit(&succession, wants_revocations))
                 .await
                 .map_err(|_| "the hand-over broke off".to_owned())??;
+        self.keep_writes(heir).await?;
         log::info!("upgrade: taken over from version {version}: {taken}");
         self.doors.open();
+        Ok(())
+    }
+
+    /// Which writes have run is known wherever this process asks for it.
+    async fn keep_writes(&self, heir: &Heir) -> Result<(), String> {
+        let Err(NotCarried(why)) = self.memory.ledger.settle_carried().await else {
+            return Ok(());
+        };
+        let why = format!("the writes that have run are not taken over: {why}");
+        // Where the old process is gone, nobody else serves.
+        if heir.fail(&why) {
+            return Err(why);
+        }
+        log::error!("upgrade: {why}");
         Ok(())
     }
 

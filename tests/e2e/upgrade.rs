@@ -588,6 +588,26 @@ fn an_heir_that_has_the_sockets_serves_though_its_parent_is_gone() {
 }
 
 #[test]
+fn an_heir_that_cannot_take_over_what_has_run_says_so_and_ends() {
+    let backend = Upstream::start();
+    for writes in [
+        json!([1]),
+        json!([{"name": "no name", "record": "", "until": 0}]),
+    ] {
+        let (wire, mut heir) = heir(&backend, &hello(1));
+        assert_eq!(read_frame(&wire).0, "ready");
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        send_frame(&wire, "listeners", &keys().to_string(), Some(&listener));
+        send_frame(&wire, "writes", &writes.to_string(), None);
+        let (name, body) = read_frame(&wire);
+        assert_eq!(name, "failed");
+        let reason = body["reason"].as_str().unwrap();
+        assert!(reason.starts_with("`writes` is not taken over"), "{reason}");
+        assert_eq!(heir.exit_code(), Some(1));
+    }
+}
+
+#[test]
 fn an_heir_of_another_protocol_says_so_and_ends() {
     let backend = Upstream::start();
     let (wire, mut heir) = heir(&backend, &hello(99));

@@ -27,6 +27,10 @@ pub struct Key(Vec<u8>);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name([u8; 32]);
 
+/// Whose a write is: for what there is of each caller, and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Owner(pub u64);
+
 /// What is asked for under it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
@@ -67,20 +71,25 @@ impl Key {
     }
 
     pub fn name(&self, caller: &Caller, target: &Target<'_>) -> Name {
-        let source: &[u8] = match caller.source {
-            Source::Jwt => b"user",
-            Source::ApiKey => b"api-key",
-        };
+        let [tenant, source, id] = who(caller);
         Name(digest(&[
-            caller.tenant.as_bytes(),
+            tenant,
             source,
-            caller.id.as_bytes(),
+            id,
             target.service.as_bytes(),
             target.method.as_str().as_bytes(),
             target.target.as_bytes(),
             &self.0,
         ]))
     }
+}
+
+fn who(caller: &Caller) -> [&[u8]; 3] {
+    let source: &[u8] = match caller.source {
+        Source::Jwt => b"user",
+        Source::ApiKey => b"api-key",
+    };
+    [caller.tenant.as_bytes(), source, caller.id.as_bytes()]
 }
 
 /// What stands between the quotes (RFC 8941, section 3.3.3). Parameters are none of the draft's.
@@ -123,6 +132,18 @@ impl Name {
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&idempotency_key(&hex(&self.0)))
+    }
+}
+
+// === impl Owner ===
+
+impl Owner {
+    /// Of what another version has handed over.
+    pub const UNKNOWN: Self = Self(0);
+
+    pub fn of(caller: &Caller) -> Self {
+        let [a, b, c, d, e, f, g, h, ..] = digest(&who(caller));
+        Self(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
     }
 }
 

@@ -10,9 +10,10 @@ use pingora_timeout::timeout;
 use redis::Cmd;
 use tokio::sync::watch;
 
-use super::key::{Fingerprint, Name, hex};
+use super::Keyed;
+use super::key::{Fingerprint, Name, Owner, hex};
 use super::ledger::{Ledger, Store};
-use super::memory::{Leaving, Memory};
+use super::memory::Memory;
 use super::record::{self, Outcome};
 use crate::handover::Clock;
 use crate::state::{Away, Kept, Redis};
@@ -28,6 +29,7 @@ pub struct Lease {
 /// What one request asks for.
 pub struct Asked {
     name: Name,
+    owner: Owner,
     fingerprint: Fingerprint,
     /// Nobody else's.
     pub run: Arc<str>,
@@ -41,15 +43,19 @@ const CONCLUDE: &str = include_str!("conclude.lua");
 /// In bytes: an end that Redis was not told of is kept with its answer up to this size.
 const LONGEST_KEPT: usize = 8 << 10;
 
+/// For who comes back from there to be woken.
+const MOMENT: Duration = Duration::from_millis(50);
+
 // === impl Asked ===
 
 impl Asked {
-    pub fn new(name: Name, fingerprint: Fingerprint, life: Duration) -> Option<Self> {
+    pub fn new(keyed: &Keyed, life: Duration) -> Option<Self> {
         let mut id = [0; 16];
         getrandom::fill(&mut id).ok()?;
         Some(Self {
-            name,
-            fingerprint,
+            name: keyed.name,
+            owner: keyed.owner,
+            fingerprint: keyed.fingerprint,
             run: hex(&id).into(),
             life,
         })
@@ -60,28 +66,26 @@ impl Asked {
     pub async fn claim_in(
         &self,
         redis: &Redis,
-        kept: &Arc<Kept>,
+        kept: &Kept,
         lease: Duration,
     ) -> Result<(i64, Bytes), Away> {
         let (begun, limit) = (Instant::now(), redis.limit());
         let key = self.name.to_string();
         // The other half is for the answer's way.
         let latest = redis.time(&key).await? + limit.as_millis() as u64 / 2;
-        let mut command = script(CLAIM, &key);
-        command
-            .arg(record::begun(&self.fingerprint, &self.run))
-            .arg(lease.as_millis() as u64)
-            .arg(self.life.max(lease).as_millis() as u64)
-            .arg(latest);
+        let record = record::begun(&self.fingerprint, &self.run);
+        let life = self.life.max(lease);
+        let command = claim(&self.name, &record, lease, life, latest);
         let left = limit.saturating_sub(begun.elapsed());
         let answer = timeout(left, redis.run::<(i64, Vec<u8>)>(&command)).await;
         match answer {
             Ok(Ok((_, record))) if record == b"late" => Err(Away),
             Ok(Ok((now, record))) => Ok((now, record.into())),
-            // It may be taken, and this request will not run it.
+            // It may be taken, and this request will not run it. Said at once, on another connection, this could come before
+            // the claim; behind `limit` that is late.
             Ok(Err(Away)) | Err(_) => {
-                let (kept, forget, life) = (kept.clone(), self.conclusion(&[]), self.life);
-                tokio::spawn(async move { kept.write(forget, life).await });
+                let forget = conclusion(&self.name, &self.run, &[], self.life);
+                kept.keep(forget, limit, self.life);
                 Err(Away)
             }
         }
@@ -91,7 +95,6 @@ impl Asked {
         &self,
         memory: &Mutex<Memory>,
         lease: Duration,
-        leaving: Leaving,
     ) -> Result<(i64, Bytes), Away> {
         let clock = Clock::now();
         let end = |after: Duration| clock.here().checked_add(after).map(|at| clock.millis(at));
@@ -99,17 +102,12 @@ impl Asked {
         let (now, lease) = (clock.millis(clock.here()), end(lease).ok_or(Away)?);
         let record = format!("{}{lease}", record::begun(&self.fingerprint, &self.run));
         let mut memory = memory.lock();
-        let there = memory.claim(&self.name, record, until, now, leaving)?;
+        let there = memory.claim(&self.name, self.owner, record, until, now)?;
         Ok((now, there))
     }
 
     fn conclusion(&self, record: &[u8]) -> Cmd {
-        let mut command = script(CONCLUDE, &self.name.to_string());
-        command
-            .arg(&*self.run)
-            .arg(record)
-            .arg(self.life.as_millis() as u64);
-        command
+        conclusion(&self.name, &self.run, record, self.life)
     }
 }
 
@@ -126,6 +124,15 @@ impl Lease {
 
     pub fn name(&self) -> &Name {
         &self.asked.name
+    }
+
+    /// How long the end of a run takes at most to be written down, or not to be.
+    pub fn to_end(&self) -> Duration {
+        match &self.ledger.store {
+            // A long one that does not go in is followed by a short one.
+            Store::Redis { redis, .. } => redis.limit() * 2 + MOMENT,
+            Store::Memory { .. } => Duration::ZERO,
+        }
     }
 
     /// The run has ended, and this is what is known of it. Returns whether it is written down.
@@ -146,7 +153,7 @@ impl Lease {
     async fn end(self, record: Vec<u8>, short: Vec<u8>) -> bool {
         let asked = &self.asked;
         match &self.ledger.store {
-            Store::Redis { redis, kept } => {
+            Store::Redis { redis, kept, .. } => {
                 let command = asked.conclusion(&record);
                 if record.len() <= LONGEST_KEPT {
                     return kept.write(command, asked.life).await;
@@ -157,12 +164,14 @@ impl Lease {
                 }
                 written
             }
-            Store::Memory { memory, .. } => {
+            Store::Memory { memory, ended } => {
                 let clock = Clock::now();
                 let end = clock.here().checked_add(asked.life);
                 let end = clock.millis(end.unwrap_or(clock.here()));
                 let mut memory = memory.lock();
-                memory.conclude(&asked.name, &asked.run, record, short, end);
+                memory.conclude(&asked.name, &asked.run, record.into(), short, end);
+                drop(memory);
+                ended.notify_all();
                 true
             }
         }
@@ -185,6 +194,24 @@ impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Lease({})", self.asked.name)
     }
+}
+
+/// See claim.lua. `begun`: the record, up to the end of the run's time.
+pub fn claim(name: &Name, begun: &str, lease: Duration, life: Duration, latest: u64) -> Cmd {
+    let mut command = script(CLAIM, &name.to_string());
+    command
+        .arg(begun)
+        .arg(lease.as_millis() as u64)
+        .arg(life.as_millis() as u64)
+        .arg(latest);
+    command
+}
+
+/// See conclude.lua.
+pub fn conclusion(name: &Name, run: &str, record: &[u8], life: Duration) -> Cmd {
+    let mut command = script(CONCLUDE, &name.to_string());
+    command.arg(run).arg(record).arg(life.as_millis() as u64);
+    command
 }
 
 /// Not by digest: so no connection needs to be prepared for it, and writes with a key are few.

@@ -5,17 +5,18 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 
+use super::Keyed;
+use super::carried::Carried;
 use super::key::{Fingerprint, Name};
 use super::lease::{Asked, Lease};
-use super::memory::{CarriedWrite, Leaving, Memory};
+use super::memory::{Bounds, Memory};
 use super::record::{Outcome, State};
-use crate::server::Life;
 use crate::state::{Away, Kept, Redis, Settle};
 
 /// The writes of all callers, for as long as the process lives.
@@ -24,17 +25,21 @@ pub struct Ledger {
     /// Those that this process is at: it needs to ask nobody about them, and knows of them whatever Redis has forgotten.
     pub(super) running: Mutex<HashMap<Name, Running, ahash::RandomState>>,
     waiting: AtomicUsize,
+    /// Another process decides, by another store.
+    pub(super) is_closed: AtomicBool,
 }
 
 pub(super) enum Store {
     Redis {
         redis: Arc<Redis>,
         kept: Arc<Kept>,
+        /// What a process without Redis has handed over, until it is there.
+        carried: Mutex<Vec<Carried>>,
     },
     Memory {
         memory: Mutex<Memory>,
-        /// Once another process knows all of it, this one begins no more.
-        life: Arc<Life>,
+        /// Tells who waits for it that a run has.
+        ended: Condvar,
     },
 }
 
@@ -60,10 +65,10 @@ pub struct Running {
 pub struct Waiting<'a>(&'a Ledger);
 
 /// Bytes of records in the memory of a process. As text for the next process they are half as much again.
-const MEMORY: usize = 32 << 20;
-
-/// Bytes of a page of them, about.
-const PAGE: usize = 1 << 20;
+const MEMORY: Bounds = Bounds {
+    all: 32 << 20,
+    each: 4 << 20,
+};
 
 /// Ends that Redis was not told of yet.
 const MOST_KEPT: usize = 4_000;
@@ -77,20 +82,22 @@ const GRACE: Duration = Duration::from_secs(1);
 // === impl Ledger ===
 
 impl Ledger {
-    pub fn new(redis: Option<Arc<Redis>>, life: Arc<Life>) -> Self {
+    pub fn new(redis: Option<Arc<Redis>>) -> Self {
         Self {
             store: match redis {
                 Some(redis) => Store::Redis {
                     kept: Arc::new(Kept::new(redis.clone(), MOST_KEPT)),
                     redis,
+                    carried: Mutex::default(),
                 },
                 None => Store::Memory {
                     memory: Mutex::new(Memory::new(MEMORY)),
-                    life,
+                    ended: Condvar::new(),
                 },
             },
             running: Mutex::default(),
             waiting: AtomicUsize::new(0),
+            is_closed: AtomicBool::new(false),
         }
     }
 
@@ -100,28 +107,26 @@ impl Ledger {
     /// When nobody can tell: Redis is away, or the memory full. Nothing may be sent then.
     pub async fn claim(
         self: &Arc<Self>,
-        name: &Name,
-        fingerprint: &Fingerprint,
+        keyed: &Keyed,
         left: Duration,
         life: Duration,
     ) -> Result<Claim, Away> {
+        let Keyed {
+            name, fingerprint, ..
+        } = keyed;
+        if self.is_closed.load(Relaxed) {
+            return Err(Away);
+        }
         if let Some(other) = self.running.lock().get(name) {
             return Ok(match other.fingerprint == *fingerprint {
                 true => Claim::Running(Some(other.end.clone())),
                 false => Claim::Reused,
             });
         }
-        let asked = Asked::new(*name, *fingerprint, life).ok_or(Away)?;
+        let asked = Asked::new(keyed, life).ok_or(Away)?;
         let (now, record) = match &self.store {
-            Store::Redis { redis, kept } => asked.claim_in(redis, kept, left + GRACE).await?,
-            Store::Memory { memory, life } => {
-                let leaving = match () {
-                    () if life.is_replaced() => Leaving::Gone,
-                    () if life.is_upgrading() => Leaving::Perhaps,
-                    () => Leaving::No,
-                };
-                asked.claim_here(memory, left + GRACE, leaving)?
-            }
+            Store::Redis { redis, kept, .. } => asked.claim_in(redis, kept, left + GRACE).await?,
+            Store::Memory { memory, .. } => asked.claim_here(memory, left + GRACE)?,
         };
         if record.is_empty() {
             let (tell, end) = watch::channel(());
@@ -156,34 +161,6 @@ impl Ledger {
         match &self.store {
             Store::Redis { kept, .. } => Some(kept),
             Store::Memory { .. } => None,
-        }
-    }
-
-    /// All writes that this process keeps itself, or those that have changed since they were asked for: for the next one, in
-    /// pages.
-    pub fn carried(&self, only_changes: bool) -> Vec<Vec<CarriedWrite>> {
-        let writes = match &self.store {
-            Store::Redis { .. } => Vec::new(),
-            Store::Memory { memory, .. } if only_changes => memory.lock().carried_changes(),
-            Store::Memory { memory, .. } => memory.lock().carried(),
-        };
-        let mut pages: Vec<Vec<CarriedWrite>> = Vec::new();
-        let mut size = PAGE;
-        for write in writes {
-            size += write.size();
-            if size >= PAGE {
-                pages.push(Vec::new());
-                size = write.size();
-            }
-            pages.last_mut().expect("one was made").push(write);
-        }
-        pages
-    }
-
-    pub fn take_over(&self, writes: Vec<CarriedWrite>) -> usize {
-        match &self.store {
-            Store::Redis { .. } => 0,
-            Store::Memory { memory, .. } => memory.lock().take_over(writes),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! What is not known to be undone is never done again: when the gateway or the service dies between the request and the
 //! answer, the key is worth a 409 that says so.
 
+mod carried;
 mod config;
 mod key;
 mod lease;
@@ -25,9 +26,10 @@ use crate::context::Ctx;
 use crate::gateway::Gateway;
 use crate::reply::Refusal;
 use crate::route::{Route, target_of};
+pub use carried::{IN_MEMORY, NotCarried};
 pub use config::{IdempotencyConfig, IdempotencyRule};
 use config::{Results, is_write};
-use key::{Fingerprint, IDEMPOTENCY_KEY, Key, Name, Target};
+use key::{Fingerprint, IDEMPOTENCY_KEY, Key, Name, Owner, Target};
 use lease::Lease;
 use ledger::Claim;
 pub use ledger::Ledger;
@@ -47,6 +49,7 @@ pub struct Idempotency {
 /// A request that has a key.
 pub struct Keyed {
     name: Name,
+    owner: Owner,
     fingerprint: Fingerprint,
 }
 
@@ -181,7 +184,11 @@ async fn keyed(
         },
     );
     let fingerprint = Fingerprint::of(&name, &request.headers, read);
-    Ok(Keyed { name, fingerprint })
+    Ok(Keyed {
+        name,
+        owner: Owner::of(&caller),
+        fingerprint,
+    })
 }
 
 /// Whether a write has run.
@@ -204,9 +211,7 @@ async fn claim(
             .deadline
             .and_then(|deadline| deadline.left(Instant::now()));
         let left = left.unwrap_or_default();
-        let claim = ledger
-            .claim(&keyed.name, &keyed.fingerprint, left, life)
-            .await;
+        let claim = ledger.claim(keyed, left, life).await;
         let end = match claim.map_err(|_| NotRun::CannotTell)? {
             Claim::Ours(lease) => return Ok(Ran::Not(lease)),
             Claim::Ended(outcome) => return Ok(Ran::Before(outcome)),

@@ -43,8 +43,7 @@ pub enum State {
     Ended(Outcome),
 }
 
-/// The first word of a record that somebody is at.
-pub const RUNNING: &str = "running";
+const RUNNING: &str = "running";
 const UNKNOWN: &str = "unknown";
 const UNKEPT: &str = "unkept";
 const DONE: &str = "done";
@@ -126,6 +125,38 @@ impl Outcome {
 /// The record of a write that begins, up to the time of its end.
 pub fn begun(fingerprint: &Fingerprint, run: &str) -> String {
     format!("{RUNNING} {fingerprint} {run} ")
+}
+
+/// Whether it says that somebody is at it.
+pub fn is_running(record: &[u8]) -> bool {
+    running(record).is_some()
+}
+
+/// Whether it says that this run is.
+pub fn is_of(record: &[u8], run: &str) -> bool {
+    running(record).is_some_and(|line| line.split(' ').nth(2) == Some(run))
+}
+
+/// The record of a write that runs, as [`begun`] has it, and the end of its time.
+pub fn running_until(record: &[u8]) -> Option<(&str, i64)> {
+    let line = running(record)?;
+    let (begun, until) = line.split_at(line.rfind(' ')? + 1);
+    Some((begun, until.parse().ok()?))
+}
+
+fn running(record: &[u8]) -> Option<&str> {
+    let rest = record.strip_prefix(RUNNING.as_bytes())?;
+    let line = std::str::from_utf8(record).ok()?;
+    rest.starts_with(b" ").then_some(line)
+}
+
+/// What is left of one where its answer finds no room.
+pub fn short(record: &[u8]) -> Vec<u8> {
+    let end = memchr::memchr(b'\n', record).unwrap_or(record.len());
+    match record[..end].strip_prefix(DONE.as_bytes()) {
+        Some(rest) => [UNKEPT.as_bytes(), rest].concat(),
+        None => record.to_vec(),
+    }
 }
 
 // === impl State ===
@@ -236,6 +267,24 @@ mod tests {
         assert_eq!(State::read(&record, &mine, 999), Some(State::Running));
         let unknown = Some(State::Ended(Outcome::Unknown));
         assert_eq!(State::read(&record, &mine, 1000), unknown);
+    }
+
+    #[test]
+    fn a_record_tells_its_run_and_when_that_is_over() {
+        let mine = fingerprint(b"1");
+        let begun = begun(&mine, "r1");
+        let record = format!("{begun}1000");
+        assert_eq!(running_until(record.as_bytes()), Some((&*begun, 1000)));
+        assert!(is_of(record.as_bytes(), "r1") && !is_of(record.as_bytes(), "r"));
+        let done = Outcome::Done(Answer {
+            status: StatusCode::CREATED,
+            fields: fields(&[("x-a", b"1")]),
+            body: Bytes::from_static(b"\xff"),
+        });
+        let done = done.write(&mine);
+        assert!(!is_running(&done) && running_until(&done).is_none());
+        let unkept = Outcome::Unkept(StatusCode::CREATED).write(&mine);
+        assert_eq!((short(&done), short(&unkept)), (unkept.clone(), unkept));
     }
 
     #[test]

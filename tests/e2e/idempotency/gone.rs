@@ -89,11 +89,13 @@ fn once_nothing_is_kept_an_answer_ends_with_its_http2_stream() {
 
 #[test]
 fn the_time_that_redis_takes_at_the_end_is_not_the_clients() {
-    let world = World::new(Some(Redis::start()), 1, |conf| {
-        conf.route("timeout", "1500ms")
-    });
+    let world = World::new(Some(Redis::start()), 1, |conf| conf.route("timeout", "3s"));
     for (number, reply) in [
-        Reply::status(201).body("paid"),
+        // Its head is with the client before its end is held back.
+        Reply::paced(
+            ["HTTP/1.1 201 Created\r\nContent-Length: 4\r\n\r\n", "paid"],
+            Duration::from_millis(50),
+        ),
         Reply::status(201).body(noise(50_000)),
         Reply::status(204),
     ]
@@ -107,10 +109,10 @@ fn the_time_that_redis_takes_at_the_end_is_not_the_clients() {
         let begun = Instant::now();
         connection.send(&pay("u1", &key).bytes());
         world.backend.wait_requests(number + 1);
-        world.redis().freeze();
         // The answer comes right before the deadline, and its end is written down behind it.
-        let late = begun + Duration::from_millis(1300);
+        let late = begun + Duration::from_millis(2600);
         std::thread::sleep(late.saturating_duration_since(Instant::now()));
+        world.redis().freeze();
         world.backend.release();
         std::thread::sleep(Duration::from_millis(700));
         world.redis().thaw();

@@ -2,7 +2,10 @@
 
 mod answers;
 mod faults;
+mod gone;
+mod late;
 mod races;
+mod upgrades;
 
 use crate::support::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};

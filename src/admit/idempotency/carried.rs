@@ -1,0 +1,267 @@
+//! What one process tells the next of writes: each as it is, or that a run of one has ended. They come as text (JSON), and go
+//! into the memory of the next one, or, where that has a Redis, there: a run that goes on is claimed for its run, so that its
+//! end finds it.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use futures::stream::{self, StreamExt as _};
+use pingora_timeout::timeout;
+use redis::Cmd;
+use serde::{Deserialize, Serialize};
+
+use super::key::{Name, Owner};
+use super::ledger::{Ledger, Store};
+use super::{lease, record};
+use crate::handover::Clock;
+
+/// One write, for the next process.
+pub struct Carried {
+    pub name: Name,
+    pub owner: Owner,
+    /// Empty: nothing was done under it, it may run again.
+    pub record: Bytes,
+    /// As [`Clock::millis`].
+    pub until: i64,
+    /// What it says is the end of this run.
+    pub run: Option<Box<str>>,
+}
+
+/// The same as text.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CarriedWrite {
+    name: String,
+    record: String,
+    until: i64,
+    #[serde(default)]
+    owner: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run: Option<Box<str>>,
+}
+
+/// Why a write cannot be taken over.
+#[derive(Debug)]
+pub struct NotCarried(pub &'static str);
+
+/// What a process that has no Redis calls its store.
+pub const IN_MEMORY: &str = "memory";
+
+/// For Redis to take what a process without it has handed over: the clients of both wait meanwhile.
+const TO_CARRY: Duration = Duration::from_secs(4);
+
+/// Of these, so many at once, and the pause before those that it did not take are tried again.
+const AT_ONCE: usize = 8;
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// Bytes of a page of them, about.
+const PAGE: usize = 1 << 20;
+
+/// Milliseconds: that somebody waits for the answer so long is as good as for ever.
+const ALWAYS: u64 = 1 << 52;
+
+// === impl Ledger ===
+
+/// What the next process is told, and what this one was.
+impl Ledger {
+    /// Where it is decided: two processes that say the same here decide together, or one hands all over to the other.
+    pub fn place(&self) -> String {
+        match &self.store {
+            Store::Redis { redis, .. } => redis.identity(),
+            Store::Memory { .. } => IN_MEMORY.to_owned(),
+        }
+    }
+
+    /// All writes that this process keeps itself, in pages. From now on it begins none.
+    pub fn hand_over(&self) -> Vec<Vec<CarriedWrite>> {
+        match &self.store {
+            Store::Redis { .. } => Vec::new(),
+            Store::Memory { memory, .. } => pages(memory.lock().hand_over()),
+        }
+    }
+
+    /// Nobody has taken them: it begins some again.
+    pub fn goes_on(&self) {
+        if let Store::Memory { memory, .. } = &self.store {
+            memory.lock().goes_on();
+        }
+    }
+
+    /// Those that have ended since they were handed over, or since the last time.
+    pub fn take_ends(&self) -> Vec<Vec<CarriedWrite>> {
+        match &self.store {
+            Store::Redis { .. } => Vec::new(),
+            Store::Memory { memory, .. } => pages(memory.lock().take_ends()),
+        }
+    }
+
+    /// Blocks until there are such. `false`: there never are, Redis is told.
+    pub fn until_one_ends(&self) -> bool {
+        let Store::Memory { memory, ended } = &self.store else {
+            return false;
+        };
+        let mut memory = memory.lock();
+        while !memory.has_ends() {
+            ended.wait(&mut memory);
+        }
+        true
+    }
+
+    /// What another process knows of writes, or that one of them has ended.
+    ///
+    /// # Errors
+    /// When not all of it can be known here.
+    pub fn take_over(&self, writes: Vec<CarriedWrite>) -> Result<usize, NotCarried> {
+        let count = writes.len();
+        for write in writes {
+            let write = write.read()?;
+            match &self.store {
+                Store::Memory { memory, .. } => memory.lock().take_over(write)?,
+                Store::Redis { kept, .. } if write.run.is_some() => {
+                    if let Some((command, life)) = write.command(&Clock::now()) {
+                        kept.keep(command, Duration::ZERO, life);
+                    }
+                }
+                Store::Redis { carried, .. } => carried.lock().push(write),
+            }
+        }
+        if let Store::Memory { ended, .. } = &self.store {
+            ended.notify_all();
+        }
+        Ok(count)
+    }
+
+    /// Puts into Redis what a process without it has handed over.
+    ///
+    /// # Errors
+    /// When Redis does not take all of it in time.
+    pub async fn settle_carried(&self) -> Result<(), NotCarried> {
+        let Store::Redis { redis, carried, .. } = &self.store else {
+            return Ok(());
+        };
+        let (writes, clock) = (std::mem::take(&mut *carried.lock()), Clock::now());
+        let commands = writes.iter().filter_map(|write| write.command(&clock));
+        let mut left: Vec<_> = commands.map(|(command, _)| command).collect();
+        let put = async {
+            loop {
+                let tried = stream::iter(left).map(|command| async {
+                    let is_there = redis.run::<redis::Value>(&command).await.is_ok();
+                    (!is_there).then_some(command)
+                });
+                let tried = tried.buffer_unordered(AT_ONCE);
+                left = tried.filter_map(async |left| left).collect().await;
+                if left.is_empty() {
+                    return;
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+        };
+        let put = timeout(TO_CARRY, put).await;
+        put.map_err(|_| NotCarried("redis does not take them"))
+    }
+
+    /// Another process decides by another store. Until [`Ledger::open`] this one refuses.
+    pub fn close(&self) {
+        self.is_closed.store(true, Relaxed);
+    }
+
+    pub fn open(&self) {
+        self.is_closed.store(false, Relaxed);
+    }
+}
+
+fn pages(writes: Vec<Carried>) -> Vec<Vec<CarriedWrite>> {
+    let mut pages: Vec<Vec<CarriedWrite>> = Vec::new();
+    let mut size = PAGE;
+    for write in writes {
+        let write = write.write();
+        size += write.size();
+        if size >= PAGE {
+            pages.push(Vec::new());
+            size = write.size();
+        }
+        pages.last_mut().expect("one was made").push(write);
+    }
+    pages
+}
+
+// === impl Carried ===
+
+impl Carried {
+    pub fn write(&self) -> CarriedWrite {
+        CarriedWrite {
+            name: BASE64_STANDARD.encode(self.name.as_bytes()),
+            record: BASE64_STANDARD.encode(&self.record),
+            until: self.until,
+            owner: self.owner.0,
+            run: self.run.clone(),
+        }
+    }
+
+    /// What makes Redis know it, and for how long that matters. `None`: it has had its time.
+    pub fn command(&self, clock: &Clock) -> Option<(Cmd, Duration)> {
+        let left = |until: i64| {
+            let until = clock.instant(until)?;
+            Some(until.saturating_duration_since(clock.here()))
+        };
+        let life = left(self.until).filter(|life| life.as_millis() > 0);
+        if let Some(run) = &self.run {
+            // That nothing was done is not known for any time.
+            let life = life.or(self.record.is_empty().then_some(Duration::from_secs(3600)))?;
+            let command = lease::conclusion(&self.name, run, &self.record, life);
+            return Some((command, life));
+        }
+        let life = life?;
+        let command = match record::running_until(&self.record) {
+            Some((begun, until)) => {
+                let lease = left(until).unwrap_or_default();
+                lease::claim(&self.name, begun, lease, life, ALWAYS)
+            }
+            None => {
+                let mut set = redis::cmd("SET");
+                set.arg(self.name.to_string())
+                    .arg(&*self.record)
+                    .arg("NX")
+                    .arg("PX")
+                    .arg(life.as_millis() as u64);
+                set
+            }
+        };
+        Some((command, life))
+    }
+}
+
+// === impl CarriedWrite ===
+
+impl CarriedWrite {
+    /// # Errors
+    /// When it is none.
+    pub fn read(self) -> Result<Carried, NotCarried> {
+        let Self {
+            name,
+            record,
+            until,
+            owner,
+            run,
+        } = self;
+        let read = |text| BASE64_STANDARD.decode(text).ok();
+        let name = read(name).and_then(|name| Name::from_bytes(&name));
+        let (Some(name), Some(record)) = (name, read(record)) else {
+            return Err(NotCarried("one of them cannot be read"));
+        };
+        Ok(Carried {
+            name,
+            owner: Owner(owner),
+            record: record.into(),
+            until,
+            run,
+        })
+    }
+
+    /// In bytes, about.
+    pub fn size(&self) -> usize {
+        self.name.len() + self.record.len()
+    }
+}
