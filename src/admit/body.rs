@@ -14,6 +14,7 @@ use pingora_timeout::timeout;
 use serde_json::Value;
 
 use super::json::{self, Bounds, NoDocument};
+use super::size::content_length;
 use crate::context::Ctx;
 use crate::gateway::Gateway;
 use crate::reply::{self, Refusal};
@@ -134,13 +135,11 @@ impl Size {
             return Self::None;
         }
         let fields = &session.req_header().headers;
-        let length = fields.get(CONTENT_LENGTH);
-        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-        match length {
+        match content_length(fields) {
             _ if fields.contains_key(TRANSFER_ENCODING) => Self::Large,
             Some(0) => Self::None,
             None => Self::Large, // HTTP/2 needs no announcement
-            Some(..=SMALL) => Self::Small,
+            Some(length) if length <= SMALL as u64 => Self::Small,
             Some(_) => Self::Large,
         }
     }

@@ -44,6 +44,13 @@ pub fn is_json(essence: &str) -> bool {
     essence == JSON || essence.ends_with("+json")
 }
 
+/// Whether a Content-Type is that of JSON, whatever parameters it has.
+pub fn says_json(kind: &HeaderValue) -> bool {
+    let text = kind.to_str().unwrap_or_default();
+    let essence = text.split(';').next().unwrap_or_default().trim();
+    is_json(&essence.to_ascii_lowercase())
+}
+
 fn is(value: &HeaderValue, text: &str) -> bool {
     value
         .as_bytes()

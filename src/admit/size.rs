@@ -74,6 +74,11 @@ impl SizeConfig {
     }
 }
 
+/// What Content-Length says, where it is there and a number.
+pub fn content_length(fields: &HeaderMap) -> Option<u64> {
+    fields.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 impl BodyLimit {
     /// Looks at the announced length.
     ///
@@ -83,14 +88,8 @@ impl BodyLimit {
         match headers.get(CONTENT_LENGTH) {
             None => Ok(()),
             // `head.rs` has seen to it that this is one number of at most 18 digits.
-            Some(value) => match value
-                .to_str()
-                .ok()
-                .and_then(|text| text.parse::<u64>().ok())
-            {
-                Some(length) if length <= self.0 => Ok(()),
-                _ => Err(TooLarge),
-            },
+            Some(_) if content_length(headers).is_some_and(|length| length <= self.0) => Ok(()),
+            Some(_) => Err(TooLarge),
         }
     }
 

@@ -16,6 +16,7 @@ use super::{Refusal, grpc};
 use crate::admit::cors::Cors;
 use crate::admit::idempotency::Answer as Kept;
 use crate::admit::request_id::X_REQUEST_ID;
+use crate::admit::size::content_length;
 use crate::connection::link_of;
 use crate::context::Ctx;
 
@@ -236,9 +237,7 @@ async fn drain_small_body(session: &mut Session) {
         return; // nothing stands behind it
     }
     let headers = &session.req_header().headers;
-    let length = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    let length = content_length(headers);
     let waits = headers.contains_key(EXPECT);
     if waits || length.is_some_and(|length| length > SMALL_BODY) || session.is_body_done() {
         return;

@@ -35,7 +35,7 @@ pub use config::RouteConfig;
 use steps::Steps;
 pub use table::{Found, NoRoute, Table};
 use target::Target;
-pub use target::parameter_index;
+pub use target::{parameter_index, parameter_named};
 use tree::Captures;
 
 /// The compiled policies of one route.

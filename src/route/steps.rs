@@ -1,5 +1,6 @@
 //! Where a path names venues: behind a segment that announces one, in what the route leaves open.
 
+use super::parameter_index;
 use super::tree::Captures;
 use crate::admit::tenancy::{PathVenues, announces_tenant, announces_venue};
 
@@ -38,12 +39,10 @@ impl Announced {
 
 impl Steps {
     pub fn compile(path: &str, target: Option<&str>) -> Self {
-        let parameters: Vec<&str> = path.split('/').filter(|s| s.starts_with('{')).collect();
-        let place = |parameter: &str| parameters.iter().position(|p| *p == parameter);
         let step = |segment: &str| match segment {
             "*" => Step::Rest,
             parameter if parameter.starts_with('{') => Step::Parameter(
-                place(parameter).unwrap_or_default(),
+                parameter_index(path, parameter).unwrap_or_default(),
                 Announced::by(parameter),
             ),
             literal => Step::Literal(Announced::by(literal)),

@@ -20,11 +20,27 @@ enum Piece {
     Rest,
 }
 
-/// The place of `{name}` among a path's parameters.
+/// The place of a segment, `{name}`, among a path's parameters.
 pub fn parameter_index(path: &str, segment: &str) -> Option<usize> {
-    path.split('/')
-        .filter(|s| s.starts_with('{'))
-        .position(|s| s == segment)
+    let name = segment.strip_prefix('{')?.strip_suffix('}')?;
+    parameter_named(path, name)
+}
+
+/// The same, by its name.
+pub fn parameter_named(path: &str, name: &str) -> Option<usize> {
+    let mut parameters = split_source(path)
+        .0
+        .split('/')
+        .filter_map(|s| s.strip_prefix('{'));
+    parameters.position(|parameter| parameter.strip_suffix('}') == Some(name))
+}
+
+/// The path of a route, and of the route of a source of an aggregate (`/path#name`) the source's name.
+pub fn split_source(path: &str) -> (&str, Option<&str>) {
+    match path.split_once('#') {
+        Some((path, source)) => (path, Some(source)),
+        None => (path, None),
+    }
 }
 
 // === impl Target ===
@@ -36,6 +52,7 @@ impl Target {
         target: Option<&str>,
         problems: &mut Problems,
     ) -> Option<Self> {
+        let path = split_source(path).0;
         let target_text = target.unwrap_or(path);
         let target_place = format!(
             "{place}.{}",

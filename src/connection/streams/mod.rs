@@ -110,10 +110,16 @@ const EVENTS: &[u8] = b"text/event-stream";
 
 /// Whether an answer streams: `idle` where its route says so.
 pub fn kind_of(idle: Option<Duration>, answer: &HeaderMap) -> Option<Kind> {
-    match answer.get(CONTENT_TYPE) {
-        Some(kind) if begins_with_events(kind.as_bytes()) => Some(Kind::Events),
-        _ => idle.map(|_| Kind::Other),
+    match is_events(answer) {
+        true => Some(Kind::Events),
+        false => idle.map(|_| Kind::Other),
     }
+}
+
+/// Whether an answer is a stream of events, which has no end in sight.
+pub fn is_events(answer: &HeaderMap) -> bool {
+    let kind = answer.get(CONTENT_TYPE);
+    kind.is_some_and(|kind| begins_with_events(kind.as_bytes()))
 }
 
 /// Whether a request asks for events, as every `EventSource` does.

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::store::Store;
 use super::{Caching, RouteCache};
 use crate::config::{Bytes, Duration, Problems};
-use crate::route::parameter_index;
+use crate::route::parameter_named;
 use crate::state::cache_prefix;
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -42,7 +42,7 @@ pub enum Class {
 }
 
 /// What a route says of its GET and HEAD.
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RouteCacheConfig {
     /// The freshness of answers that name none.
@@ -228,7 +228,7 @@ impl Tag {
             let (name, after) = behind
                 .split_once('}')
                 .ok_or_else(|| format!("`{text}` has a brace without its other"))?;
-            let index = parameter_index(path, &format!("{{{name}}}"))
+            let index = parameter_named(path, name)
                 .ok_or_else(|| format!("the path has no parameter `{{{name}}}`"))?;
             pieces.push(Piece::Text(before.into()));
             pieces.push(Piece::Parameter(index));

@@ -2,12 +2,13 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use http::header::{AGE, CONTENT_RANGE, CONTENT_TYPE, DATE, EXPIRES, SET_COOKIE};
+use http::header::{AGE, CONTENT_RANGE, DATE, EXPIRES, SET_COOKIE};
 use http::{HeaderMap, HeaderName, StatusCode};
 
 use super::directives::Answered;
 use super::entry::Times;
 use super::{LONGEST_LIFE, RouteCache};
+use crate::connection::streams;
 
 /// What an answer may be used for.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,7 +62,7 @@ impl Exchange<'_> {
         if fields.contains_key(SET_COOKIE) {
             return Err(Always("set-cookie"));
         }
-        if fields.contains_key(CONTENT_RANGE) || is_stream(fields) {
+        if fields.contains_key(CONTENT_RANGE) || streams::is_events(fields) {
             return Err(Always("type"));
         }
         // Section 3.5.
@@ -153,12 +154,6 @@ pub fn is_understood(status: StatusCode) -> bool {
 /// Those that may be kept for the route's time, although they name none.
 fn is_good_by_itself(status: StatusCode) -> bool {
     matches!(status.as_u16(), 200 | 203 | 300 | 301 | 308)
-}
-
-fn is_stream(fields: &HeaderMap) -> bool {
-    let kind = fields.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
-    kind.and_then(|kind| kind.get(..17))
-        .is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"))
 }
 
 /// Seconds from `Date` to `Expires`; what cannot be read is over (section 5.3).

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use serde::Deserializer;
 use serde::de::{Error, MapAccess, Visitor};
 
+use crate::admit::media::{self, Media};
 use crate::reply::Refusal;
 
 /// In bytes.
@@ -19,17 +19,9 @@ const NO_TOKEN: Refusal =
 /// # Errors
 /// When the body is announced as something else.
 pub fn check_fields(fields: &HeaderMap) -> Result<(), Refusal> {
-    let mut kinds = fields.get_all(CONTENT_TYPE).iter();
-    let (kind, another) = (kinds.next(), kinds.next());
-    let is_json = kind
-        .and_then(|kind| kind.to_str().ok())
-        .is_some_and(|kind| {
-            let essence = kind.split(';').next().unwrap_or_default().trim();
-            essence.eq_ignore_ascii_case("application/json")
-        });
-    match is_json && another.is_none() && !fields.contains_key(CONTENT_ENCODING) {
-        true => Ok(()),
-        false => Err(NO_JSON),
+    match Media::of(fields) {
+        Ok(media) if media.essence.as_deref() == Some(media::JSON) => Ok(()),
+        _ => Err(NO_JSON),
     }
 }
 
