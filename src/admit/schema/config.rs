@@ -114,11 +114,13 @@ impl LimitsConfig {
     }
 }
 
+type Named<'a> = [(Method, &'a mut Option<RulesConfig>); 5];
+
 // === impl ValidationConfig ===
 
 impl ValidationConfig {
-    /// Names of files are relative to this folder.
-    pub fn stand_in(&mut self, folder: Option<&Arc<Path>>) {
+    /// The rules by their methods, and those of the others.
+    fn rules(&mut self) -> (Named<'_>, &mut Option<RulesConfig>) {
         let Self {
             get,
             post,
@@ -128,40 +130,6 @@ impl ValidationConfig {
             others,
             mode: _,
         } = self;
-        let rules = [get, post, put, patch, delete, others];
-        for rules in rules.into_iter().flatten() {
-            let RulesConfig {
-                body,
-                body_optional: _,
-                query,
-                path,
-                headers,
-                openapi,
-                operation: _,
-            } = rules;
-            for file in [body, query, path, headers, openapi].into_iter().flatten() {
-                file.stand_in(folder.cloned());
-            }
-        }
-    }
-
-    pub fn compile(
-        self,
-        place: &str,
-        subject: &Subject<'_>,
-        parts: &Parts<'_>,
-        problems: &mut Problems,
-    ) -> Box<Validation> {
-        let place = format!("{place}.validate");
-        let Self {
-            get,
-            post,
-            put,
-            patch,
-            delete,
-            others,
-            mode,
-        } = self;
         let named = [
             (Method::GET, get),
             (Method::POST, post),
@@ -169,44 +137,61 @@ impl ValidationConfig {
             (Method::PATCH, patch),
             (Method::DELETE, delete),
         ];
+        (named, others)
+    }
+
+    /// Names of files are relative to this folder.
+    pub fn stand_in(&mut self, folder: Option<&Arc<Path>>) {
+        let (named, others) = self.rules();
+        let all = named.into_iter().map(|(_, rules)| rules).chain([others]);
+        for file in all.flatten().flat_map(RulesConfig::files).flatten() {
+            file.stand_in(folder.cloned());
+        }
+    }
+
+    pub fn compile(
+        mut self,
+        place: &str,
+        subject: &Subject<'_>,
+        parts: &Parts<'_>,
+        problems: &mut Problems,
+    ) -> Box<Validation> {
+        let place = format!("{place}.validate");
+        let mode = self.mode;
+        let (named, others) = self.rules();
         let mut by_method = [const { None }; METHODS.len()];
-        let mut others = others.map(|rules| (rules, None));
+        let mut is_named = [false; METHODS.len()];
         for (method, rules) in named {
-            let is_answered = |index: &&MethodIndex| METHODS[index.0] == method;
-            let index = subject.methods.iter().find(is_answered);
-            let compiled = match (index, rules) {
-                (None, Some(_)) => {
-                    problems.add(
-                        format!("{place}.{method}"),
-                        format!("the route does not answer {method}"),
-                    );
-                    continue;
-                }
-                (None, None) => continue,
-                (Some(_), Some(rules)) => rules.compile(
-                    &format!("{place}.{method}"),
-                    &method,
-                    subject,
-                    parts,
-                    problems,
-                ),
-                (Some(_), None) => match &mut others {
-                    None => continue,
-                    Some((_, Some(compiled))) => Some(Arc::clone(compiled)),
-                    Some((rules, first)) => {
-                        let rules = rules.clone();
-                        *first =
-                            rules.compile(&format!("{place}.*"), &method, subject, parts, problems);
-                        first.clone()
-                    }
-                },
+            let Some(rules) = rules.take() else {
+                continue;
             };
-            if let Some(MethodIndex(index)) = index {
-                by_method[*index] = compiled.clone();
-            }
+            let place = format!("{place}.{method}");
+            let Some(index) = MethodIndex::of(&method).filter(|i| subject.methods.contains(i))
+            else {
+                problems.add(place, format!("the route does not answer {method}"));
+                continue;
+            };
+            let compiled = rules.compile(&place, &method, subject, parts, problems);
             if method == Method::GET {
                 // It brings HEAD with it.
-                by_method[HEAD] = compiled;
+                is_named[HEAD] = true;
+                by_method[HEAD].clone_from(&compiled);
+            }
+            is_named[index.0] = true;
+            by_method[index.0] = compiled;
+        }
+        if let Some(rules) = others.take() {
+            let place = format!("{place}.*");
+            let left = subject.methods.iter().filter(|index| !is_named[index.0]);
+            let left: Vec<&MethodIndex> = left.collect();
+            match left.first() {
+                None => problems.add(place, "every method of the route has rules of its own"),
+                Some(first) => {
+                    let method = &METHODS[first.0];
+                    let compiled = rules.compile(&place, method, subject, parts, problems);
+                    left.iter()
+                        .for_each(|index| by_method[index.0].clone_from(&compiled));
+                }
             }
         }
         let mode_name = match mode {
@@ -227,6 +212,19 @@ const HEAD: usize = 1;
 // === impl RulesConfig ===
 
 impl RulesConfig {
+    fn files(&mut self) -> [&mut Option<FileName>; 5] {
+        let Self {
+            body,
+            body_optional: _,
+            query,
+            path,
+            headers,
+            openapi,
+            operation: _,
+        } = self;
+        [body, query, path, headers, openapi]
+    }
+
     fn compile(
         self,
         place: &str,
@@ -278,8 +276,8 @@ impl RulesConfig {
                 "names `openapi` and `operation`, or some of `body`, `query`, `path` and `headers`",
             ),
         }
-        if rules.body.is_some() && *method == Method::GET {
-            problems.add(format!("{place}.body"), "a GET has no body");
+        if rules.body.is_some() && matches!(*method, Method::GET | Method::HEAD) {
+            problems.add(format!("{place}.body"), format!("a {method} has no body"));
         }
         if rules.body.is_some() && subject.session == Some(SessionStep::Refresh) {
             problems.add(

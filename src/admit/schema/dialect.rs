@@ -2,19 +2,20 @@
 //!
 //! | | |
 //! |---|---|
-//! | `x-before` | of an object: `{"startDate": "endDate"}`; the one is before the other, where both are there: RFC 3339 times, or dates, which may be the same |
+//! | `x-before` | of an object: `{"startDate": "endDate"}`; the one is before the other, where both are there: RFC 3339 times, times without a zone, or dates, which may be the same |
 //! | `uniqueItems` | as the standard has it, in a time that no body makes quadratic |
 //! | `format: x-email` | an e-mail address, spaces around it or not |
 //! | `format: x-phone` | a telephone number as E.164 has it |
 
 use std::cmp::Ordering;
+use std::str::FromStr;
 
 use jiff::Timestamp;
-use jiff::civil::Date;
+use jiff::civil::{Date, DateTime};
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::paths::Location;
 use jsonschema::{Draft, Keyword, PatternOptions, ValidationError, ValidationOptions};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Number, Value, json};
 
 use super::files::Shelf;
 
@@ -128,12 +129,23 @@ impl Before {
 
 /// Whether the one does not come before the other. What is no time is judged by its format.
 fn is_late(early: &str, late: &str) -> bool {
-    if let (Ok(early), Ok(late)) = (early.parse::<Timestamp>(), late.parse::<Timestamp>()) {
-        return early >= late;
+    match (early.parse::<Timestamp>(), late.parse::<Timestamp>()) {
+        (Ok(early), Ok(late)) => return early >= late,
+        (Err(_), Err(_)) => {}
+        _ => return false, // of the one nobody knows where it is
     }
     let is_date = |text: &str| text.len() == "2000-01-01".len();
-    match (early.parse::<Date>(), late.parse::<Date>()) {
-        (Ok(first), Ok(last)) => is_date(early) && is_date(late) && first > last,
+    match (is_date(early), is_date(late)) {
+        (true, true) => is_after::<Date>(early, late, Ordering::is_gt),
+        // Without a zone.
+        (false, false) => is_after::<DateTime>(early, late, Ordering::is_ge),
+        _ => false,
+    }
+}
+
+fn is_after<T: FromStr + Ord>(early: &str, late: &str, is_it: fn(Ordering) -> bool) -> bool {
+    match (early.parse::<T>(), late.parse::<T>()) {
+        (Ok(early), Ok(late)) => is_it(early.cmp(&late)),
         _ => false,
     }
 }
@@ -141,8 +153,8 @@ fn is_late(early: &str, late: &str) -> bool {
 impl<'i> Keyword<'i> for Before {
     fn validate(&self, instance: &'i Value) -> Result<(), ValidationError<'i>> {
         match self.fault(instance) {
-            // `Faults` takes it apart.
-            Some((early, late)) => Err(ValidationError::custom(format!("{early} {late}"))),
+            // `Faults` takes it apart; names may hold whatever would separate them.
+            Some(pair) => Err(ValidationError::custom(json!(pair).to_string())),
             None => Ok(()),
         }
     }

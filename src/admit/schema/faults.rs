@@ -103,8 +103,9 @@ impl Faults {
                 }
             }
             Kind::Custom { keyword, message } if keyword == BEFORE => {
-                let (early, late) = message.split_once(' ').unwrap_or_default();
-                push_segment(&mut pointer, early);
+                let pair: (String, String) = serde_json::from_str(message).unwrap_or_default();
+                let (early, late) = pair;
+                push_segment(&mut pointer, &early);
                 self.push(part, pointer, format!("must be before {late}"), most);
             }
             kind => self.push(part, pointer, message_of(kind), most),

@@ -59,7 +59,7 @@ built_in![
 const PREFIX: &str = "builtin:";
 
 /// Of the addresses that schemas have in here.
-const SCHEME: &str = "schema:///";
+pub const SCHEME: &str = "schema:///";
 
 /// More stands in no file that people write.
 const BOUNDS: Bounds = Bounds {

@@ -5,9 +5,11 @@ use serde_json::Value;
 
 use super::dialect;
 use super::files::{FileName, Shelf};
+use super::reference::{Lost, Place};
 use super::rules::{PathRule, Schema, Texts};
-use super::shape::{self, DEEPEST, Place, Shape};
+use super::shape::{self, DEEPEST, Shape};
 use crate::config::Problems;
+use crate::route::parameter_named;
 
 /// A schema that was read, and where it stands.
 pub struct Loaded {
@@ -61,10 +63,12 @@ impl Loaded {
 
     /// What the schema says of each name.
     fn shapes(&self, problems: &mut Problems) -> Vec<(Box<str>, Shape)> {
+        let lost = Lost::default();
         let place = Place {
             shelf: &self.shelf,
             file: &self.file,
             root: &self.schema,
+            lost: &lost,
         };
         let mut shapes: Vec<(Box<str>, Shape)> = Vec::new();
         let mut unreadable: Vec<String> = Vec::new();
@@ -75,6 +79,9 @@ impl Loaded {
             }
             shapes.push((name.into(), shape));
         });
+        for fault in lost.faults() {
+            self.fault("", &fault, problems);
+        }
         for name in unreadable {
             let fault = format!("`{name}` takes nothing that can be written as a text");
             self.fault("", &fault, problems);
@@ -101,7 +108,7 @@ impl Loaded {
     pub fn path_rule(&self, path: &str, problems: &mut Problems) -> Option<PathRule> {
         let mut parameters = Vec::new();
         for (name, shape) in self.shapes(problems) {
-            match index_of(path, &name) {
+            match parameter_named(path, &name) {
                 Some(index) => parameters.push((index, name, shape)),
                 None => {
                     let fault = format!("the route's path has no parameter {{{name}}}");
@@ -114,10 +121,4 @@ impl Loaded {
             parameters,
         })
     }
-}
-
-/// The place of a parameter among those of a path.
-pub fn index_of(path: &str, name: &str) -> Option<usize> {
-    let mut parameters = path.split('/').filter(|segment| segment.starts_with('{'));
-    parameters.position(|segment| segment.trim_matches(['{', '}']) == name)
 }

@@ -10,6 +10,7 @@ mod faults;
 mod files;
 mod loaded;
 mod openapi;
+mod reference;
 mod rules;
 mod shape;
 

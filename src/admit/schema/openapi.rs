@@ -12,11 +12,12 @@ use serde_json::{Map, Value, json};
 
 use super::dialect;
 use super::files::{FileName, Shelf};
-use super::loaded::index_of;
+use super::reference::{Lost, Place};
 use super::rules::{Content, Kind, PathRule, Rules, Schema, Texts};
-use super::shape::{Place, Shape};
+use super::shape::Shape;
 use crate::admit::media;
 use crate::config::Problems;
+use crate::route::parameter_named;
 
 /// A document, and where faults of it are told.
 struct Document<'a> {
@@ -147,7 +148,10 @@ impl Document<'_> {
             let fault = format!("`{name}` is no header name");
             self.fault(&pointer, &fault);
         }
-        if let Some(name) = in_path.keys().find(|name| index_of(path, name).is_none()) {
+        if let Some(name) = in_path
+            .keys()
+            .find(|name| parameter_named(path, name).is_none())
+        {
             let fault = format!("the route's path has no parameter {{{name}}}");
             self.fault(&pointer, &fault);
         }
@@ -156,7 +160,7 @@ impl Document<'_> {
             parameters: in_path
                 .iter()
                 .filter_map(|(name, read)| {
-                    Some((index_of(path, name)?, (**name).into(), read.shape))
+                    Some((parameter_named(path, name)?, (**name).into(), read.shape))
                 })
                 .collect(),
         });
@@ -217,14 +221,19 @@ impl Document<'_> {
             return None;
         };
         let explodes = parameter.get("explode").and_then(Value::as_bool);
+        let lost = Lost::default();
         let place = Place {
             shelf: &self.shelf,
             file: &self.file,
             root,
+            lost: &lost,
         };
         // What is simple has its commas, exploded or not.
         let shape = Shape::of(schema, place, !(is_query && explodes.unwrap_or(true)));
         let pointer = format!("{pointer}/schema");
+        for fault in lost.faults() {
+            self.fault(&pointer, &fault);
+        }
         if !shape.is_readable() {
             self.fault(&pointer, "takes nothing that can be written as a text");
             return None;

@@ -2,10 +2,9 @@
 //!
 //! What cannot be read as its schema says stays the text that it is, and the schema says what is wrong with it.
 
-use percent_encoding::percent_decode_str;
 use serde_json::{Number, Value};
 
-use super::files::Shelf;
+use super::reference::{Place, follow};
 
 /// How the texts under one name are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,14 +47,6 @@ const NOTHING: Types = Types {
     boolean: false,
     list: false,
 };
-
-/// A schema, and the file that it stands in: what it refers to is relative to that.
-#[derive(Clone, Copy)]
-pub struct Place<'a> {
-    pub shelf: &'a Shelf,
-    pub file: &'a str,
-    pub root: &'a Value,
-}
 
 // === impl Shape ===
 
@@ -132,6 +123,7 @@ impl Types {
         if let Some(Value::Array(values)) = members.get("enum") {
             types = types.and(values.iter().map(Self::of_value).fold(NOTHING, Self::or));
         }
+        place.note(schema);
         let of = |schema: &Value| Self::of(schema, place, depth - 1);
         if let Some(Value::String(to)) = members.get("$ref") {
             let referred = follow(to, place, |schema, place| {
@@ -235,26 +227,6 @@ fn number_of(text: &str, any: bool) -> Option<Number> {
     (!is_whole || !number.is_f64()).then_some(number)
 }
 
-/// What the schema that `to` refers to is, if there is one.
-pub fn follow<T>(
-    to: &str,
-    place: Place<'_>,
-    look: impl FnOnce(&Value, Place<'_>) -> T,
-) -> Option<T> {
-    let (file, pointer) = to.split_once('#').unwrap_or((to, ""));
-    let pointer = percent_decode_str(pointer).decode_utf8().ok()?;
-    if file.is_empty() || file == place.file {
-        return Some(look(place.root.pointer(&pointer)?, place));
-    }
-    let root = place.shelf.read(file).ok()?;
-    let there = Place {
-        shelf: place.shelf,
-        file,
-        root: &root,
-    };
-    Some(look(root.pointer(&pointer)?, there))
-}
-
 /// What a schema has under a keyword, itself or in what it is made of.
 fn find<T>(
     schema: &Value,
@@ -264,6 +236,7 @@ fn find<T>(
     look: &dyn Fn(&Value, Place<'_>) -> T,
 ) -> Option<T> {
     let members = schema.as_object().filter(|_| depth > 0)?;
+    place.note(schema);
     if let Some(found) = members.get(keyword) {
         return Some(look(found, place));
     }
@@ -292,13 +265,13 @@ pub fn members(
     let Some(keywords) = schema.as_object().filter(|_| depth > 0) else {
         return;
     };
+    place.note(schema);
     if let Some(Value::Object(named)) = keywords.get("properties") {
         for (name, schema) in named {
             found(name, schema, place);
         }
     }
     if let Some(Value::String(to)) = keywords.get("$ref") {
-        // What leads nowhere is a fault that the schema's own compilation finds.
         let _ = follow(to, place, |schema, place| {
             members(schema, place, depth - 1, found);
         });

@@ -81,6 +81,16 @@ fn faults_name_the_place_the_file_and_the_pointer() {
         ),
         ("{}", "{ mode: lenient }", "routes[0].validate.mode"),
         (
+            r##"{"properties":{"a":{"$ref":"#n"}},"$defs":{"n":{"$anchor":"n","type":"integer"}}}"##,
+            "{ GET: { query: FILE } }",
+            "`$ref: #n` leads to nothing that is read here",
+        ),
+        (
+            r##"{"properties":{"a":{"$dynamicRef":"#n"}},"$defs":{"n":{"$dynamicAnchor":"n","type":"integer"}}}"##,
+            "{ GET: { query: FILE } }",
+            "`$dynamicRef` is not followed",
+        ),
+        (
             r#"{"properties":{"other":{"type":"integer"}}}"#,
             "{ GET: { path: FILE } }",
             "no parameter {other}",
@@ -125,6 +135,81 @@ fn bounds_are_checked_and_methods_are_those_of_the_route() {
         said.contains("routes[0].validate.PUT: the route does not answer PUT"),
         "{said}"
     );
+}
+
+#[test]
+fn rules_for_the_others_hold_for_every_other_method_or_are_a_fault() {
+    let schema = r#"{"properties":{"a":{"type":"integer"}}}"#;
+    let start = |methods: &str, validate: &str| {
+        let file = TempFile::new("json", schema);
+        let echo = Upstream::start();
+        let conf = yaml(&echo, &validate.replace("FILE", &name(&file)), "");
+        let conf = conf.replace("limits: []", &format!("limits: [], methods: [{methods}]"));
+        (Gateway::with(&conf), echo, file)
+    };
+    for (methods, validate, method) in [
+        ("OPTIONS", "{ \"*\": { query: FILE } }", "OPTIONS"),
+        ("HEAD", "{ \"*\": { query: FILE } }", "HEAD"),
+        (
+            "GET, OPTIONS",
+            "{ GET: { query: FILE }, \"*\": { query: FILE } }",
+            "HEAD",
+        ),
+        (
+            "GET, OPTIONS",
+            "{ GET: { query: FILE }, \"*\": { query: FILE } }",
+            "OPTIONS",
+        ),
+        ("GET, DELETE", "{ \"*\": { query: FILE } }", "HEAD"),
+    ] {
+        let (gateway, echo, _file) = start(methods, validate);
+        let gateway = gateway.start();
+        let status = |target: &str| {
+            let mut connection = Client::to(gateway.addr()).connect();
+            connection.request(&Request::method(method, target)).status
+        };
+        assert_eq!((status("/x?a=1"), status("/x?a=x")), (200, 422), "{method}");
+        assert_eq!(echo.count(), 1);
+    }
+    for (validate, told) in [
+        (
+            "{ GET: { query: FILE }, \"*\": { query: nothing.json } }",
+            "routes[0].validate.*: every method of the route has rules of its own",
+        ),
+        (
+            "{ \"*\": { body: FILE } }",
+            "validate.*.body: a GET has no body",
+        ),
+    ] {
+        let (gateway, _echo, _file) = start("GET", validate);
+        let exit = gateway.arg("--test").run_to_exit();
+        let said = format!("{}{}", exit.stdout, exit.stderr);
+        assert!(exit.code == 1 && said.contains(told), "{said}");
+    }
+}
+
+#[test]
+fn references_from_a_folder_to_another_are_those_of_addresses() {
+    let folder = std::env::temp_dir().join(format!("gateway-e2e-schemas-{}", std::process::id()));
+    std::fs::create_dir_all(folder.join("sub")).unwrap();
+    let write = |name: &str, content: &str| std::fs::write(folder.join(name), content).unwrap();
+    write(
+        "query.json",
+        r#"{"properties":{"a":{"$ref":"./sub/a.json#/$defs/n"}}}"#,
+    );
+    write("sub/a.json", r#"{"$defs":{"n":{"$ref":"b.json"}}}"#);
+    write("sub/b.json", r#"{"type":"integer"}"#);
+    // Of the folder above: another file of that name.
+    write("b.json", r#"{"type":"string"}"#);
+    let echo = Upstream::start();
+    let query = folder.join("query.json");
+    let validate = format!("{{ GET: {{ query: {} }} }}", query.display());
+    let gateway = Gateway::with(&yaml(&echo, &validate, "")).start();
+    for (target, status) in [("/x?a=12", 200), ("/x?a=x", 422)] {
+        let answer = Request::get(target).send_to(gateway.addr());
+        assert_eq!(answer.status, status, "{target}: {}", answer.text());
+    }
+    let _ = std::fs::remove_dir_all(&folder);
 }
 
 #[test]

@@ -451,3 +451,13 @@ routes:
     assert_eq!(status(Some(&maker), "{}"), 429);
     assert_eq!(echo.heads_seen(), 0);
 }
+
+#[test]
+fn names_that_hold_spaces_are_told_as_they_are() {
+    let judged = Judged::body(&json!({"x-before": {"start date": "end of \"it\""}}));
+    let answer = judged.post(r#"{"start date":"2025-01-02","end of \"it\"":"2025-01-01"}"#);
+    assert_eq!(answer.status, 422);
+    assert_eq!(faults(&answer), ["body:/start date"]);
+    let message = answer.json()["details"]["message"].clone();
+    assert_eq!(message, "must be before end of \"it\"");
+}

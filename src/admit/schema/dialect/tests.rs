@@ -53,6 +53,10 @@ fn what_begins_is_before_what_ends() {
         ("2025-01-01T10:00:00-02:00", "2025-01-01T11:00:00Z", false),
         ("2025-01-01", "2025-01-01", true),
         ("2025-01-02", "2025-01-01", false),
+        ("2025-01-01T10:00", "2025-01-01T10:01", true),
+        ("2025-01-01T10:01", "2025-01-01T10:00:00.5", false),
+        ("2025-01-01T10:00:00Z", "2025-01-01T09:00", true), // nobody knows where that is
+        ("2025-01-02", "2025-01-01T10:00", true),
         ("soon", "2025-01-01", true), // its format says what is wrong with it
     ] {
         let instance = json!({"start": start, "end": end});

@@ -2,6 +2,8 @@
 
 use serde_json::json;
 
+use super::super::files::Shelf;
+use super::super::reference::Lost;
 use super::*;
 
 fn read(schema: Value, commas: bool, texts: &[&str]) -> Value {
@@ -9,8 +11,99 @@ fn read(schema: Value, commas: bool, texts: &[&str]) -> Value {
         shelf: &Shelf::built_in(),
         file: "x.json",
         root: &json!({"$defs": {"n": {"type": "integer"}}}),
+        lost: &Lost::default(),
     };
     Shape::of(&schema, place, commas).read(texts)
+}
+
+#[test]
+fn what_a_reference_leads_to_is_found_as_addresses_are_or_noted() {
+    let number = json!({"type": "integer"});
+    let root = json!({"$defs": {"n": number, "here": {"$anchor": "n"}}});
+    let named = json!({"$id": "https://example.com/x.json", "$defs": {"n": number}});
+    for (root, file, schema, is_found) in [
+        (&root, "x.json", json!({"$ref": "#/$defs/n"}), true),
+        (&root, "x.json", json!({"$ref": "x.json#/$defs/n"}), true),
+        (&root, "x.json", json!({"$ref": "./x.json#/$defs/n"}), true),
+        (
+            &root,
+            "x.json",
+            json!({"$ref": "./common.json#/$defs/page"}),
+            true,
+        ),
+        (
+            &root,
+            "x.json",
+            json!({"$ref": "schema:///common.json#/$defs/page"}),
+            true,
+        ),
+        (
+            &root,
+            "x.json",
+            json!({"$ref": "/common.json#/$defs/page"}),
+            true,
+        ),
+        (
+            &root,
+            "sub/x.json",
+            json!({"$ref": "../common.json#/$defs/page"}),
+            true,
+        ),
+        (
+            &root,
+            "sub/x.json",
+            json!({"$ref": "x.json#/$defs/n"}),
+            true,
+        ),
+        (&named, "x.json", json!({"$ref": "#/$defs/n"}), true),
+        // The library may know them.
+        (
+            &root,
+            "sub/x.json",
+            json!({"$ref": "common.json#/$defs/page"}),
+            false,
+        ),
+        (
+            &named,
+            "x.json",
+            json!({"$ref": "common.json#/$defs/page"}),
+            false,
+        ),
+        (&root, "x.json", json!({"$ref": "#n"}), false),
+        (
+            &root,
+            "x.json",
+            json!({"$ref": "common.json#/$defs/nothing"}),
+            false,
+        ),
+        (&root, "x.json", json!({"$dynamicRef": "#n"}), false),
+        (
+            &root,
+            "x.json",
+            json!({"$id": "y.json", "type": "integer"}),
+            false,
+        ),
+        (
+            &root,
+            "x.json",
+            json!({"anyOf": [{"$ref": "#n"}, number]}),
+            false,
+        ),
+    ] {
+        let lost = Lost::default();
+        let place = Place {
+            shelf: &Shelf::built_in(),
+            file,
+            root,
+            lost: &lost,
+        };
+        let read = Shape::of(&schema, place, false).read(&["12"]);
+        let faults: Vec<String> = lost.faults().collect();
+        assert_eq!(faults.is_empty(), is_found, "{schema} {faults:?}");
+        if is_found {
+            assert_eq!(read, json!(12), "{schema}");
+        }
+    }
 }
 
 #[test]
