@@ -43,6 +43,20 @@ const NUL: NoDocument = NoDocument("A text in the body contains U+0000");
 impl Bounds {
     /// Looks over the text once, and allocates nothing. That it is JSON is for the reader to find out.
     pub fn check(self, text: &[u8]) -> Result<(), NoDocument> {
+        self.look_over(text, behind_number)
+    }
+
+    /// The same, of a text whose numbers nobody here reads: they may have any number of digits.
+    pub fn check_size(self, text: &[u8]) -> Result<(), NoDocument> {
+        self.look_over(text, |_, at| Ok(at + 1))
+    }
+
+    /// `number`: the place behind what begins with a digit.
+    fn look_over(
+        self,
+        text: &[u8],
+        number: impl Fn(&[u8], usize) -> Result<usize, NoDocument>,
+    ) -> Result<(), NoDocument> {
         let (mut depth, mut values) = (0, 1);
         let mut at = 0;
         while let Some(byte) = text.get(at) {
@@ -55,7 +69,7 @@ impl Bounds {
                 }
                 b'}' | b']' => depth -= usize::from(depth > 0),
                 b',' => values += 1,
-                b'0'..=b'9' => at = behind_number(text, at - 1)?,
+                b'0'..=b'9' => at = number(text, at - 1)?,
                 _ => {}
             }
             if depth > self.depth {
@@ -115,6 +129,15 @@ pub fn read(text: &[u8], bounds: Bounds) -> Result<Value, NoDocument> {
     let read = Reader(&mut fault).deserialize(&mut json);
     read.and_then(|value| json.end().map(|()| value))
         .map_err(|_| fault.unwrap_or(NO_JSON))
+}
+
+/// Whether a text is JSON that every parser takes: whole texts of Unicode, numbers that a double reaches, and at most 128
+/// levels. Nothing is built of it.
+pub fn is_well_formed(text: &[u8]) -> bool {
+    let mut json = serde_json::Deserializer::from_slice(text);
+    Look.deserialize(&mut json)
+        .and_then(|()| json.end())
+        .is_ok()
 }
 
 /// Reads one value.
@@ -201,6 +224,61 @@ impl<'de> Visitor<'de> for Reader<'_> {
     }
 }
 
+/// Looks at one value.
+struct Look;
+
+impl<'de> DeserializeSeed<'de> for Look {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Look {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while list.next_element_seed(Look)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<(), A::Error> {
+        while object.next_key_seed(Look)?.is_some() {
+            object.next_value_seed(Look)?;
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,6 +321,35 @@ mod tests {
         );
         let long = format!(r#"{{"{}":1}}"#, "x".repeat(257));
         assert_eq!(read(&long), Err(TOO_LONG));
+    }
+
+    #[test]
+    fn numbers_that_nobody_reads_may_be_long() {
+        let text = b"[100000000000000000000, 0.30000000000000000004]";
+        assert_eq!(BOUNDS.check(text), Err(TOO_PRECISE));
+        assert_eq!(BOUNDS.check_size(text), Ok(()));
+        assert_eq!(BOUNDS.check_size(b"[[[[[]]]]]"), Err(TOO_DEEP));
+    }
+
+    #[test]
+    fn what_some_parsers_refuse_is_not_well_formed() {
+        let nested = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        for (text, is_good) in [
+            (
+                r#"{"a":[1,-2,0.5,1e3,true,null],"b":"\ud83c\udfab","a":1}"#,
+                true,
+            ),
+            ("100000000000000000000", true),
+            (&nested(127), true),
+            (&nested(129), false),
+            (r#""\ud800""#, false),
+            ("1e999999", false),
+            ("{} {}", false),
+            ("", false),
+        ] {
+            assert_eq!(is_well_formed(text.as_bytes()), is_good, "{text}");
+        }
+        assert!(!is_well_formed(b"\"\xff\""));
     }
 
     #[test]

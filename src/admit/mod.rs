@@ -208,7 +208,7 @@ impl Gateway {
             return Ok(Admitted::Replayed(Box::new(answer)));
         }
         if let Some(aggregate) = &route.aggregate {
-            return Ok(Box::pin(self.compose(aggregate, &parameters, session, ctx)).await); // 401, 403, 404, 502, 503, 504
+            return Box::pin(self.compose(aggregate, &parameters, session, ctx)).await; // 401, 403, 404, 502, 503, 504
         }
         ctx.parameters = parameters;
         match &ctx.policies.auth.refresh {

@@ -144,6 +144,14 @@ impl Permissions {
 // === impl Owner ===
 
 impl Owner {
+    /// The value of the parameter that names it, among those of a path.
+    pub fn parameter<'a>(&self, parameters: &'a [Box<str>]) -> Option<&'a str> {
+        match self {
+            Self::PathParameter(place) => parameters.get(*place).map(|value| &**value),
+            Self::Unknown | Self::Service => None,
+        }
+    }
+
     /// Whether the path says that it is this caller's own. An API key is nobody.
     pub fn is(&self, caller: &Caller, parameter: Option<&str>) -> bool {
         let is_named = matches!(self, Self::PathParameter(_));

@@ -44,6 +44,10 @@ pub struct Source {
     pub name: Arc<str>,
     pub route: Arc<Route>,
     pub caller: Option<Arc<Caller>>,
+    /// The holder of the key beside the token.
+    pub beside: Option<Arc<Caller>>,
+    /// The values of the parameters of the aggregate's path, where the cache's tags ask for them.
+    pub parameters: Vec<Box<str>>,
     pub deadline: Deadline,
 }
 
@@ -105,6 +109,8 @@ impl Inner {
                     name,
                     route,
                     caller,
+                    beside,
+                    parameters,
                     deadline,
                 } = *source;
                 *session.req_header_mut() = head;
@@ -114,6 +120,8 @@ impl Inner {
                 ctx.deadline = Some(deadline);
                 ctx.route = Some(route);
                 ctx.caller = caller;
+                ctx.beside = beside;
+                ctx.parameters = parameters;
             }
         }
     }
@@ -135,17 +143,21 @@ impl Behind {
     }
 
     fn stamp(&self, ctx: &mut Ctx, source: Option<Arc<str>>) {
-        // One configuration for all that a request leads to.
-        ctx.policies = self.policies.clone();
-        ctx.client = self.client;
-        ctx.client_text = self.client_text.clone();
-        ctx.scheme = self.scheme;
-        ctx.trace = self.trace.clone();
+        self.introduce(ctx);
         ctx.inner = Some(Box::new(Origin {
             behind: self.request_id.clone(),
             deadline: self.deadline,
             source,
         }));
+    }
+
+    /// Says who has sent the request, and by what it is judged: one configuration for all that a request leads to.
+    fn introduce(&self, ctx: &mut Ctx) {
+        ctx.policies = self.policies.clone();
+        ctx.client = self.client;
+        ctx.client_text = self.client_text.clone();
+        ctx.scheme = self.scheme;
+        ctx.trace = self.trace.clone();
     }
 }
 

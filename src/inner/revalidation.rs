@@ -1,32 +1,24 @@
 //! A stale answer was given, and is asked for anew behind its client's back: a request of the gateway's own, for the caller
 //! and the route that were admitted with the one that it is for. Nobody is asked anew, and nothing is spent.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderValue};
 use pingora::http::RequestHeader;
 use pingora_proxy::Session;
 use pingora_proxy::subrequest::Ctx as SubrequestCtx;
 
+use super::Behind;
 use crate::admit::auth::Caller;
 use crate::context::Ctx;
 use crate::forward::deadline::Deadline;
-use crate::observe::trace::Trace;
-use crate::policies::Policies;
 use crate::reply::cache::Cached;
 use crate::route::{MethodIndex, Route};
 
 /// What such a request brings with it.
 pub struct Revalidation {
     head: RequestHeader,
-    policies: Arc<Policies>,
-    request_id: HeaderValue,
-    client: IpAddr,
-    client_text: HeaderValue,
-    scheme: &'static str,
-    trace: Option<Trace>,
+    behind: Behind,
     route: Arc<Route>,
     target: Option<String>,
     caller: Option<Arc<Caller>>,
@@ -43,21 +35,18 @@ impl Revalidation {
         let (Some(route), Some(spawner)) = (&ctx.route, &session.subrequest_spawner) else {
             return;
         };
+        let budget = route.timeouts.budget;
+        // The client's own patience was for its answer, which it has.
+        let deadline = Deadline::at_most(Instant::now() + budget);
         let revalidation = Self {
             head: session.req_header().clone(),
-            policies: ctx.policies.clone(),
-            request_id: ctx.request_id.clone(),
-            client: ctx.client,
-            client_text: ctx.client_text.clone(),
-            scheme: ctx.scheme,
-            trace: ctx.trace.clone(),
+            behind: Behind::of(ctx, deadline),
             route: route.clone(),
             target: ctx.target.clone(),
             caller: ctx.caller.clone(),
             beside: ctx.beside.clone(),
             cached,
         };
-        let budget = route.timeouts.budget;
         let brought = SubrequestCtx::builder().user_ctx(Box::new(Some(revalidation)));
         let (request, handle) = spawner.create_subrequest(session.as_downstream(), brought.build());
         handle.drain_tasks();
@@ -77,12 +66,7 @@ impl Revalidation {
         };
         let Self {
             head,
-            policies,
-            request_id,
-            client,
-            client_text,
-            scheme,
-            trace,
+            behind,
             route,
             target,
             caller,
@@ -90,14 +74,9 @@ impl Revalidation {
             cached,
         } = brought;
         *session.req_header_mut() = head;
-        // The client's own patience was for its answer, which it has.
-        ctx.deadline = Deadline::of(&HeaderMap::new(), Instant::now(), route.timeouts.budget).ok();
-        ctx.policies = policies;
-        ctx.request_id = request_id;
-        ctx.client = client;
-        ctx.client_text = client_text;
-        ctx.scheme = scheme;
-        ctx.trace = trace;
+        behind.introduce(ctx);
+        ctx.request_id = behind.request_id;
+        ctx.deadline = Some(behind.deadline);
         ctx.method = Some(MethodIndex::GET);
         ctx.route = Some(route);
         ctx.target = target;

@@ -1,12 +1,11 @@
 //! Runs a request of the gateway's own, and takes its answer in bounded space and time.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, Method, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
@@ -15,7 +14,8 @@ use pingora_proxy::subrequest::{BodyMode, Ctx as SubrequestCtx};
 use pingora_proxy::{PreparedSubrequest, Session};
 
 use super::Inner;
-use crate::connection::{self, Cut};
+use crate::admit::size::content_length;
+use crate::connection::{self, Cut, streams};
 
 /// A request that is ready to run.
 pub struct Prepared {
@@ -31,14 +31,14 @@ pub struct Bounds {
     pub until: Instant,
 }
 
-/// A whole answer.
+/// An answer.
 #[derive(Debug)]
 pub struct Reply {
     pub status: StatusCode,
     pub fields: HeaderMap,
     pub body: Vec<u8>,
-    /// There was more than may be taken; what was taken is left out.
-    pub too_large: bool,
+    /// There was more than may be taken, or it is a stream of events, which has no end. What was taken is left out.
+    pub is_cut: bool,
 }
 
 /// There is none.
@@ -46,14 +46,18 @@ pub struct Reply {
 pub enum Fault {
     /// It broke off.
     Broken,
-    /// Nothing that ends: an event stream.
-    Endless,
     /// It took too long.
     Late,
 }
 
 /// The request ends by itself at its deadline; this is for what cannot be cut.
 const GRACE: Duration = Duration::from_millis(250);
+
+/// For one that has not ended then, and that nobody waits for any more, to be told to the log.
+const TO_END: Duration = Duration::from_secs(10);
+
+/// A request on its way.
+type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Collects an answer.
 struct Taken {
@@ -62,8 +66,7 @@ struct Taken {
     head: Option<Box<ResponseHeader>>,
     body: Vec<u8>,
     ended: bool,
-    too_large: bool,
-    endless: bool,
+    is_cut: bool,
 }
 
 impl Prepared {
@@ -91,7 +94,8 @@ impl Prepared {
         })
     }
 
-    /// In the task of the request that it is for: when that is dropped, this ends with it.
+    /// In the task of the request that it is for: when that is dropped, this ends with it. One that is late goes on by
+    /// itself, without anybody who listens: how it ended is told to the log.
     ///
     /// # Errors
     /// When there is no whole answer in time.
@@ -107,31 +111,26 @@ impl Prepared {
             head: None,
             body: Vec::new(),
             ended: false,
-            too_large: false,
-            endless: false,
+            is_cut: false,
         };
         let cut = Cut::new(Instant::now());
+        let own = cut.clone();
+        let mut running: Running =
+            Box::pin(async move { connection::apart(request.run(), &own).await });
         let over = tokio::time::sleep_until((bounds.until + GRACE).into());
-        let both = async {
-            let running = pin!(connection::apart(request.run(), &cut));
-            taken.take_all(handle, running, &cut).await;
-        };
         tokio::select! {
-            () = both => taken.reply(),
-            () = over => Err(Fault::Late),
+            () = taken.take_all(handle, &mut running, &cut) => return taken.reply(),
+            () = over => {}
         }
+        tokio::spawn(tokio::time::timeout(TO_END, running));
+        Err(Fault::Late)
     }
 }
 
 // === impl Taken ===
 
 impl Taken {
-    async fn take_all(
-        &mut self,
-        handle: SubrequestHandle,
-        mut running: impl Future<Output = ()> + Unpin,
-        cut: &Cut,
-    ) {
+    async fn take_all(&mut self, handle: SubrequestHandle, mut running: &mut Running, cut: &Cut) {
         // While `tx` is there the request takes its client for present.
         let SubrequestHandle { tx, mut rx, .. } = handle;
         let mut is_wanted = true;
@@ -158,7 +157,8 @@ impl Taken {
                 () = poll_fn(&mut over) => drop(tx.try_send(HttpTask::Trailer(None))),
             }
         }
-        // Its end is awaited, for the line in the log; without anybody who listens it comes soon.
+        // Its end is awaited: for the line in the log, and because what is to be written down before it (decision 0025) may
+        // not be yet. Without anybody who listens it comes soon.
         drop((tx, rx));
         running.await;
     }
@@ -168,39 +168,37 @@ impl Taken {
         match task {
             HttpTask::Header(head, end) => {
                 if !head.status.is_informational() {
-                    self.endless = is_endless(&head.headers);
+                    let has_body = !end && self.method != Method::HEAD;
+                    self.is_cut = has_body && streams::is_events(&head.headers);
                     self.ended |= end;
                     self.head = Some(head);
                 }
             }
             HttpTask::Body(piece, end) => {
                 let piece = piece.unwrap_or_default();
-                self.too_large |= self.body.len() + piece.len() > self.largest;
-                if !self.too_large {
-                    self.body.extend_from_slice(&piece);
+                self.is_cut |= self.body.len() + piece.len() > self.largest;
+                match self.is_cut {
+                    true => self.body = Vec::new(),
+                    false => self.body.extend_from_slice(&piece),
                 }
                 self.ended |= end;
             }
             HttpTask::Trailer(_) | HttpTask::Done => self.ended = true,
             HttpTask::UpgradedBody(..) | HttpTask::Failed(_) => return false,
         }
-        !self.too_large && !self.endless
+        !self.is_cut
     }
 
     fn reply(self) -> Result<Reply, Fault> {
-        let is_good = !self.endless && (self.is_whole() || self.too_large);
+        let is_good = self.is_whole() || self.is_cut;
         let Some(head) = self.head.filter(|_| is_good) else {
-            return Err(if self.endless {
-                Fault::Endless
-            } else {
-                Fault::Broken
-            });
+            return Err(Fault::Broken);
         };
         Ok(Reply {
             status: head.status,
             fields: head.headers.clone(),
             body: self.body,
-            too_large: self.too_large,
+            is_cut: self.is_cut,
         })
     }
 
@@ -209,21 +207,12 @@ impl Taken {
         let Some(head) = &self.head else {
             return false;
         };
-        let length = head.headers.get(CONTENT_LENGTH);
-        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         self.ended
             || self.method == Method::HEAD
             || matches!(
                 head.status,
                 StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
             )
-            || length == Some(self.body.len())
+            || content_length(&head.headers) == Some(self.body.len() as u64)
     }
-}
-
-fn is_endless(fields: &HeaderMap) -> bool {
-    const EVENTS: &[u8] = b"text/event-stream";
-    let kind = fields.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
-    kind.and_then(|kind| kind.get(..EVENTS.len()))
-        .is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS))
 }

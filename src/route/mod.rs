@@ -130,7 +130,9 @@ impl RouteConfig {
                 config: &self,
                 methods: &methods,
             };
-            aggregate.compile(&format!("{place}.aggregate"), &of, parts, problems)
+            let aggregate = aggregate.compile(&format!("{place}.aggregate"), &of, parts, problems);
+            self.cache = None; // that is its sources'
+            aggregate
         });
         let Self {
             path,
@@ -428,6 +430,12 @@ impl Route {
             true => self.cache.as_ref().map_or(&[], |cache| cache.tags()),
             false => &self.invalidates,
         }
+    }
+
+    /// Whether anything is kept of its answers, or of those that they are made of.
+    pub fn keeps_answers(&self) -> bool {
+        let aggregate = self.aggregate.as_deref();
+        self.cache.is_some() || aggregate.is_some_and(Aggregate::keeps_answers)
     }
 
     /// Whether it may be one of several requests in one.

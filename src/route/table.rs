@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::target::split_source;
 use super::tree::{Captures, MOST_PARAMETERS, Tree};
 use super::{METHODS, MethodIndex, Parts, Route, RouteConfig};
 use crate::admit::tenancy::PathVenues;
@@ -182,12 +183,20 @@ impl Table {
         })
     }
 
-    /// The route that the file wrote with the same path, hosts and methods.
+    /// The route that the file wrote with the same path, hosts and methods. `/path#name`: that of a source of the aggregate
+    /// at `/path`.
     pub fn same(&self, path: &str, hosts: &[String], methods: &[MethodIndex]) -> Option<&Route> {
-        let is_it = |listed: &&Listed| {
-            *listed.route.template == *path && listed.hosts == hosts && listed.methods == methods
-        };
-        self.all.iter().find(is_it).map(|listed| &*listed.route)
+        let (path, source) = split_source(path);
+        let mut there = self
+            .all
+            .iter()
+            .filter(|listed| *listed.route.template == *path && listed.hosts == hosts);
+        match source {
+            None => there
+                .find(|listed| listed.methods == methods)
+                .map(|listed| &*listed.route),
+            Some(name) => there.find_map(|listed| listed.route.aggregate.as_ref()?.source(name)),
+        }
     }
 
     pub fn has_aggregates(&self) -> bool {
@@ -204,7 +213,7 @@ impl Table {
 
     /// Whether any route keeps answers.
     pub fn has_caches(&self) -> bool {
-        self.all.iter().any(|listed| listed.route.cache.is_some())
+        self.all.iter().any(|listed| listed.route.keeps_answers())
     }
 
     /// Whether any method of the path has a route: all that a preflight needs to know.
@@ -297,3 +306,6 @@ fn host_name(host: &str) -> &str {
     // The root's dot is no part of a name (RFC 3986, section 3.2.2).
     name.strip_suffix('.').unwrap_or(name)
 }
+
+#[cfg(test)]
+mod tests;

@@ -645,10 +645,31 @@ fn the_platforms_event_details_are_made_of_five_services() {
         .env("MINTING_SERVICE_URL", nft.url())
         .env("ANALYTICS_SERVICE_URL", stats.url())
         .start();
+    let as_who = |token: &str, path: &str| Request::get(path).bearer(token).send_to(gateway.addr());
+    let customers = as_who(&token::customer(), "/api/v1/events/e1/details");
+    assert_eq!(customers.status, 200, "{}", customers.text());
+    let answer = customers.json();
+    assert_eq!(
+        answer["data"],
+        json!({
+            "event": {"from": "event"},
+            "venue": {"from": "venue"},
+            "availability": {"from": "ticket"},
+            "nftConfig": null,
+            "stats": null,
+        }),
+        "what customers have no permission for is not theirs here either"
+    );
+    let told: Vec<_> = answer["errors"].as_array().unwrap().iter().collect();
+    let of = |error: &Value| (error["source"].clone(), error["code"].clone());
+    let forbidden = |source: &str| (json!(source), json!("FORBIDDEN"));
+    assert_eq!(
+        told.into_iter().map(of).collect::<Vec<_>>(),
+        [forbidden("nftConfig"), forbidden("stats")]
+    );
+    assert_eq!((nft.count(), stats.count()), (0, 0));
     for path in ["/api/v1/events/e1/details", "/api/v1/event/e1/details"] {
-        let response = Request::get(path)
-            .bearer(&token::customer())
-            .send_to(gateway.addr());
+        let response = as_who(&token::admin(), path);
         assert_eq!(response.status, 200, "{}", response.text());
         assert_eq!(
             response.json()["data"],
@@ -737,6 +758,10 @@ fn every_fault_of_an_aggregate_is_named() {
     let yaml = five
         .yaml(sources, "")
         .replace("methods: [GET]", "owner_only: true")
+        .replace(
+            "path: \"/v\" }",
+            "path: \"/v\", permission: \"v:*\", cache: { tags: [\"{x}\"] } }",
+        )
         .replace("largest: 64KiB", "largest: 9MiB");
     let output = Gateway::with(&yaml).arg("--test").run_to_exit();
     let output = format!("{output:?}");
@@ -746,6 +771,8 @@ fn every_fault_of_an_aggregate_is_named() {
         "routes[1].aggregate.sources.event.fallback",
         "routes[1].aggregate.sources.event.service",
         "routes[1].aggregate.sources.caller:",
+        "routes[1].aggregate.sources.caller.permission",
+        "routes[1].aggregate.sources.caller.cache.tags[0]",
         "routes[1].aggregate.sources.d.path",
         "routes[1].aggregate.sources.d.timeout",
         "routes[1].aggregate.sources.d.fields.x.y",
@@ -765,6 +792,132 @@ fn every_fault_of_an_aggregate_is_named() {
         let place = format!("routes[1].aggregate.sources.{source}.path");
         assert!(output.contains(&place), "{place} in {output}");
     }
+}
+
+#[test]
+fn who_asks_must_be_a_user_where_a_path_names_it() {
+    let five = Five::start();
+    let by_id = "\n      a: { service: venue, path: \"/a/{caller.id}\" }\n";
+    let by_tenant = "\n      a: { service: venue, path: \"/a/{caller.tenant}\" }\n";
+    let secret = "\n      a: { service: venue, path: \"/a\", permission: \"events:view\" }\n";
+    for (sources, auth, fault) in [
+        (by_id, "token", None),
+        (
+            by_id,
+            "token-or-key",
+            Some("the id of an API key is no user's"),
+        ),
+        (by_id, "ops", Some("there is no `caller`")),
+        (by_id, "public", Some("there is no `caller`")),
+        (by_tenant, "token-or-key", None),
+        (by_tenant, "ops", Some("there is no `caller`")),
+        (by_tenant, "public", Some("there is no `caller`")),
+        (secret, "token-or-key", None),
+        (secret, "ops", Some("nobody is identified")),
+        (secret, "public", Some("nobody is identified")),
+    ] {
+        let yaml = five.yaml(sources, "").replace(
+            "auth: token\n  methods: [GET]\n  permissions: { GET: \"events:view\" }",
+            &format!("auth: {auth}\n  methods: [GET]"),
+        );
+        let exit = Gateway::with(&yaml).arg("--test").run_to_exit();
+        let said = format!("{}{}", exit.stdout, exit.stderr);
+        assert_eq!(exit.code, i32::from(fault.is_some()), "{auth}: {said}");
+        if let Some(fault) = fault {
+            assert!(said.contains(fault), "{auth}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_source_is_asked_only_for_those_who_may_have_it() {
+    let five = Five::start();
+    let sources = SOURCES
+        .replace("timeout: 400ms, part", "permission: \"sales:view\", part")
+        .replace("fallback: []", "fallback: [], permission: \"seats:view\"");
+    let digest = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"; // of `foo`
+    let auth = format!(
+        "auth: {{ api_keys: {{ k: {{ sha256: {digest}, tenant_id: t1, permissions: ['events:view'] }} }} }}"
+    );
+    let yaml = five
+        .yaml(&sources, &auth)
+        .replace(
+            "customer: [",
+            "seller: [\"events:view\", \"sales:view\", \"seats:view\"], customer: [",
+        )
+        .replace("&user={caller.id}", "")
+        .replace("auth: token\n  methods", "auth: token-or-key\n  methods");
+    let gateway = Gateway::with(&yaml).start();
+    let got = |request: Request| request.send_to(gateway.addr());
+    let seller = Token::user("s1").role("seller").hs256();
+    let of_seller = got(Request::get("/details/e1").bearer(&seller)).json();
+    assert_eq!(of_seller["data"]["stats"]["sold"], 7);
+    assert_eq!(of_seller["errors"], json!([]));
+    let before = (five.stats.count(), five.ticket.count());
+    let both = Request::get("/details/e1").bearer(&seller);
+    for (who, request) in [
+        ("a customer", details()),
+        (
+            "a key",
+            Request::get("/details/e1").header("X-API-Key", "foo"),
+        ),
+        ("a seller beside a key", both.header("X-API-Key", "foo")),
+    ] {
+        let answer = got(request).json();
+        assert_eq!(answer["data"]["stats"], Value::Null, "{who}");
+        assert_eq!(answer["data"]["seats"], json!([]), "{who}: its fallback");
+        assert_eq!(answer["data"]["venue"]["name"], "Opera", "{who}");
+        let codes = |error: &Value| error["code"] == "FORBIDDEN" && error["statusCode"] == 403;
+        let errors = answer["errors"].as_array().unwrap();
+        assert!(errors.len() == 2 && errors.iter().all(codes), "{answer}");
+    }
+    assert_eq!((five.stats.count(), five.ticket.count()), before);
+    assert_eq!(gateway.metric(&results("stats", "refused")), 3.0);
+
+    // One that is required is not to be had without, and nothing is asked.
+    let required = sources.replace(
+        "permission: \"sales:view\"",
+        "required: true, permission: \"sales:view\"",
+    );
+    let yaml = five.yaml(&required, "");
+    let gateway = Gateway::with(&yaml).start();
+    let asked = five.event.count();
+    let refused = details()
+        .header("X-Request-ID", "denied")
+        .send_to(gateway.addr());
+    assert_eq!(
+        (refused.status, &refused.json()["code"]),
+        (403, &json!("FORBIDDEN"))
+    );
+    assert_eq!(five.event.count(), asked);
+    let audited = |line: &Value| line["context"] == "audit" && line["requestId"] == "denied";
+    gateway.wait_log(audited);
+}
+
+#[test]
+fn what_is_told_as_it_stands_is_told_digit_by_digit() {
+    const ODD: &str = r#"{"wei": 100000000000000000000,"b":1.10,  "list":[ ]}"#;
+    let five = Five::start();
+    let typed = |body: &'static str| {
+        move |_: &_| {
+            Reply::status(200)
+                .header("Content-Type", "application/json")
+                .body(body)
+        }
+    };
+    five.venue.set(typed(ODD));
+    five.nft.set(typed(r#""\ud800""#));
+    five.stats.set(|_| Reply::status(204));
+    let gateway = five.gateway();
+    let response = get(&gateway);
+    assert!(response.text().contains(ODD), "{}", response.text());
+    let answer = response.json();
+    assert_eq!(
+        answer["meta"]["sources"]["nft"], "failed",
+        "no parser takes it"
+    );
+    assert_eq!(answer["meta"]["sources"]["stats"], "ok");
+    assert_eq!(answer["data"]["stats"], Value::Null);
 }
 
 #[test]

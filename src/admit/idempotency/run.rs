@@ -5,18 +5,19 @@
 //! the pieces are held back here until the last has come; the connection lets that one out only when [`Cut::release`] is said,
 //! and takes a client that is gone for one that reads ([`Cut::finish_anyway`]).
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use pingora::http::ResponseHeader;
 use tokio::runtime::Handle;
 
 use super::lease::Lease;
 use super::record::{Answer, Outcome};
-use crate::connection::Cut;
+use crate::admit::size::content_length;
+use crate::connection::{Cut, streams};
 
 pub struct Run {
     /// Until its end is said.
@@ -87,8 +88,8 @@ impl Run {
             return self.cut.let_go();
         }
         let answer = Answer::begin(head.status, &head.headers);
-        let length = head.headers.get(CONTENT_LENGTH);
-        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        let length = content_length(&head.headers);
+        let length = length.map(|length| usize::try_from(length).unwrap_or(usize::MAX));
         let size = answer.size().saturating_add(length.unwrap_or(0));
         if size > self.largest || streams(head) {
             self.end(Some(Outcome::Unkept(head.status))).await;
@@ -149,6 +150,8 @@ impl Run {
 
     /// The request is over; `is_whole`: without an error. What was not said of its run is said now.
     pub async fn settle(mut self, is_whole: bool) {
+        // A call of a batch has no connection that keeps its end back: nobody hears of it before this has returned.
+        poll_fn(|cx| self.cut.poll_held(cx)).await;
         self.cut.let_go();
         let answer = self.answer.take();
         let outcome = match answer {
@@ -207,12 +210,7 @@ async fn conclude(lease: Lease, outcome: Outcome) {
 
 /// What has no end in sight, or has trailers that a replay would lack.
 fn streams(head: &ResponseHeader) -> bool {
-    const STREAM: &[u8] = b"text/event-stream";
-    let kind = head.headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
-    let is_stream = kind
-        .and_then(|kind| kind.get(..STREAM.len()))
-        .is_some_and(|begin| begin.eq_ignore_ascii_case(STREAM));
-    is_stream || crate::reply::is_grpc(&head.headers)
+    streams::is_events(&head.headers) || crate::reply::is_grpc(&head.headers)
 }
 
 fn has_no_body(status: StatusCode) -> bool {

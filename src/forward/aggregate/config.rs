@@ -10,8 +10,10 @@ use super::shape::Shape;
 use super::template::{Names, Template};
 use super::{Aggregate, Counters, Source};
 use crate::admit::auth::AuthRule;
+use crate::admit::permissions::is_permission;
 use crate::config::{Bytes, Problems};
 use crate::forward::deadline::TimeoutConfig;
+use crate::reply::cache::RouteCacheConfig;
 use crate::route::{METHODS, MethodIndex, Parts, RouteConfig};
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -30,6 +32,9 @@ pub struct SourceConfig {
     pub service: String,
     /// With parameters of the route, of the caller, and of other sources' answers.
     pub path: String,
+    /// What who asks for the aggregate must have beside the route's own, or it is not asked.
+    #[serde(default)]
+    pub permission: Option<String>,
     /// Without it there is no answer.
     #[serde(default)]
     pub required: bool,
@@ -39,6 +44,9 @@ pub struct SourceConfig {
     /// For this one; default: the route's, and the route's holds for all of them.
     #[serde(default)]
     pub timeout: Option<TimeoutConfig>,
+    /// What is kept of its answers; default: as the route says.
+    #[serde(default)]
+    pub cache: Option<RouteCacheConfig>,
     /// The part of the answer that counts.
     #[serde(default)]
     pub part: Option<String>,
@@ -95,7 +103,11 @@ impl AggregateConfig {
             }
             compiled.push(source.compile(&place, &name, &names, of, parts, problems));
         }
-        let sources: Vec<Source> = compiled.into_iter().collect::<Option<_>>()?;
+        let mut sources: Vec<Source> = compiled.into_iter().collect::<Option<_>>()?;
+        let needed: Vec<usize> = sources.iter().flat_map(|s| s.template.needs()).collect();
+        for place in needed {
+            sources[place].is_needed = true;
+        }
         check_order(place, &sources, problems);
         (problems.len() == faults_before).then(|| {
             Box::new(Aggregate {
@@ -119,9 +131,11 @@ impl SourceConfig {
         let Self {
             service,
             path,
+            permission,
             required,
             fallback,
             timeout,
+            cache,
             part,
             fields,
         } = self;
@@ -141,19 +155,19 @@ impl SourceConfig {
         let template = template
             .map_err(|fault| problems.add(format!("{place}.path"), fault))
             .ok();
-        let needs_caller = template.as_ref().is_some_and(Template::needs_caller);
-        if needs_caller && of.config.auth == AuthRule::Public {
-            problems.add(
-                format!("{place}.path"),
-                "there is no `caller` on a public route",
-            );
+        if let Some(fault) = template.as_ref().and_then(|path| of.check_caller(path)) {
+            problems.add(format!("{place}.path"), fault);
         }
+        let permission = permission.map(|permission| {
+            of.check_permission(place, &permission, problems);
+            parts.roles.require(&permission)
+        });
         let shape = Shape::compile(part.as_deref(), &fields)
             .map_err(|(key, fault)| problems.add(format!("{place}.{key}"), fault))
             .ok();
         let has_own_time = timeout.is_some();
-        let config = of.source(name, service, timeout);
-        let route = config.compile(place, parts, problems);
+        let route = of.source(name, service, timeout, cache);
+        let route = route.compile(place, parts, problems);
         let (template, shape, (route, _)) = (template?, shape?, route?);
         Some(Source {
             name: name.into(),
@@ -161,9 +175,11 @@ impl SourceConfig {
             counters: Counters::new(parts.aggregate_sources, &of.config.path, name),
             route,
             template,
+            permission,
             required,
             fallback,
             shape,
+            is_needed: false, // until all are known
         })
     }
 }
@@ -216,12 +232,43 @@ impl OfRoute<'_> {
         }
     }
 
+    /// Whether there is somebody whose name can stand in a source's path.
+    fn check_caller(&self, path: &Template) -> Option<&'static str> {
+        match self.config.auth {
+            AuthRule::Public | AuthRule::Ops if path.needs_caller() => {
+                Some("there is no `caller` on a route that is public, or for operators")
+            }
+            // A service would take a key's id for a user's.
+            AuthRule::TokenOrKey if path.needs_user() => {
+                Some("`{caller.id}` needs `auth: token`: the id of an API key is no user's")
+            }
+            _ => None,
+        }
+    }
+
+    fn check_permission(&self, place: &str, permission: &str, problems: &mut Problems) {
+        let fault = if !is_permission(permission) || permission.ends_with('*') {
+            format!("`{permission}` is not `resource:action`")
+        } else if matches!(self.config.auth, AuthRule::Public | AuthRule::Ops) {
+            "nobody is identified on a route that is public, or for operators".to_owned()
+        } else {
+            return;
+        };
+        problems.add(format!("{place}.permission"), fault);
+    }
+
     /// The route of one source: what its route says of all of them, and nothing that was asked of the aggregate already.
-    fn source(&self, name: &str, service: String, timeout: Option<TimeoutConfig>) -> RouteConfig {
+    fn source(
+        &self,
+        name: &str,
+        service: String,
+        timeout: Option<TimeoutConfig>,
+        cache: Option<RouteCacheConfig>,
+    ) -> RouteConfig {
         let of = self.config;
         RouteConfig {
             path: format!("{}#{name}", of.path),
-            hosts: Vec::new(),
+            hosts: of.hosts.clone(),
             methods: vec!["GET".into()],
             service,
             target: None,
@@ -240,7 +287,7 @@ impl OfRoute<'_> {
             venues: of.venues,
             websocket: None,
             cookies: of.cookies,
-            cache: None,
+            cache: cache.or_else(|| of.cache.clone()),
             invalidates: Vec::new(),
             aggregate: None,
             idempotency: None,

@@ -1,6 +1,7 @@
 //! One answer made of several services' (decision 26): its sources are asked side by side, each as soon as what its path
 //! needs is known, through everything that a request goes through on its way to a service. `{data, errors, meta}`.
 
+mod answer;
 mod config;
 mod shape;
 mod template;
@@ -15,20 +16,25 @@ use http::header::{
     ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE,
     RETRY_AFTER,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 use pingora_proxy::Session;
 use prometheus::IntCounter;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::deadline::Deadline;
 use super::exchange;
 use crate::admit::Admitted;
+use crate::admit::json::is_well_formed;
+use crate::admit::media::says_json;
+use crate::admit::permissions::Required;
 use crate::admit::tenancy::X_VENUE_ID;
 use crate::context::Ctx;
 use crate::gateway::Gateway;
 use crate::inner::{self, Behind, Bounds, Fault, Inner, Prepared, Reply};
 use crate::reply::{Answer, Refusal};
 use crate::route::Route;
+use answer::{Part, Whole};
 pub use config::{AggregateConfig, OfRoute};
 use shape::Shape;
 use template::{Template, Values};
@@ -45,11 +51,15 @@ struct Source {
     /// How it is asked; no client gets there by itself.
     route: Arc<Route>,
     template: Template,
+    /// What who asks for the aggregate must have beside, to be told of this one.
+    permission: Option<Required>,
     required: bool,
     fallback: Value,
     /// Where it has a time of its own.
     budget: Option<Duration>,
     shape: Shape,
+    /// Other sources' paths are made of its answer.
+    is_needed: bool,
     counters: Counters,
 }
 
@@ -59,8 +69,16 @@ struct Counters([IntCounter; RESULTS.len()]);
 /// What came of asking a source.
 const RESULTS: [&str; 5] = ["ok", "refused", "unavailable", "timeout", "invalid"];
 
+/// A source's answer.
+struct Said {
+    /// As it stands there, where all of it is told.
+    text: Option<Box<RawValue>>,
+    /// Built, where a part of it is told, or other sources' paths are made of it.
+    value: Option<Value>,
+}
+
 /// A source's answer in full, or what its failure is to the client.
-type Outcome = Result<Value, Refusal>;
+type Outcome = Result<Said, Refusal>;
 
 /// An aggregate that is being made.
 struct Making<'a> {
@@ -69,8 +87,7 @@ struct Making<'a> {
     deadline: Deadline,
     behind: Behind,
     asked: Vec<bool>,
-    /// In full: other sources' paths are made of them.
-    answers: Vec<Option<Value>>,
+    answers: Vec<Option<Said>>,
     failures: Vec<Option<Refusal>>,
     running: FuturesUnordered<BoxFuture<'a, (usize, Outcome)>>,
 }
@@ -80,63 +97,101 @@ static TOLD: [HeaderName; 3] = [ACCEPT_LANGUAGE, CACHE_CONTROL, X_VENUE_ID];
 
 impl Gateway {
     /// Answers with what the sources say, or as the first of them that is required and fails.
+    ///
+    /// # Errors
+    /// When one that is required is not for who asks.
     pub async fn compose(
         &self,
         aggregate: &Aggregate,
         parameters: &[Box<str>],
         session: &mut Session,
         ctx: &Ctx,
-    ) -> Admitted {
-        match make(aggregate, parameters, session, ctx).await {
-            Ok(admitted) => admitted,
-            // What a service refuses is no event of ours that the audit log should have.
-            Err(refusal) => Admitted::Refused(refusal),
-        }
+    ) -> Result<Admitted, Refusal> {
+        let deadline = ctx.deadline.ok_or(Refusal::Internal)?;
+        let mut making = Making::new(aggregate, parameters, deadline, ctx);
+        making.judge(ctx)?; // 403
+        // What a service refuses is no event of ours that the audit log should have.
+        let made = making.make(session, ctx).await;
+        Ok(made.unwrap_or_else(Admitted::Refused))
     }
 }
 
-async fn make(
-    aggregate: &Aggregate,
-    parameters: &[Box<str>],
-    session: &mut Session,
-    ctx: &Ctx,
-) -> Result<Admitted, Refusal> {
-    let deadline = ctx.deadline.ok_or(Refusal::Internal)?;
-    let count = aggregate.sources.len();
-    let mut making = Making {
-        aggregate,
-        parameters,
-        deadline,
-        behind: Behind::of(ctx, deadline),
-        asked: vec![false; count],
-        answers: vec![None; count],
-        failures: vec![None; count],
-        running: FuturesUnordered::new(),
-    };
-    loop {
-        making.ask(session, ctx)?;
-        if making.running.is_empty() {
-            break;
-        }
-        // Dropped with what is under way: the sources' connections are closed.
-        let ended = tokio::select! {
-            ended = making.running.next() => ended,
-            gone = exchange::client_gone(session) => return Ok(Admitted::ClientGone(gone)),
-        };
-        if let Some((source, outcome)) = ended {
-            making.take(source, outcome)?;
-        }
+// === impl Aggregate ===
+
+impl Aggregate {
+    /// The route of the source of this name.
+    pub fn source(&self, name: &str) -> Option<&Route> {
+        let source = self.sources.iter().find(|source| *source.name == *name);
+        source.map(|source| &*source.route)
     }
-    Ok(Admitted::Answered(Answer {
-        status: StatusCode::OK,
-        content_type: "application/json; charset=utf-8",
-        body: making.answer(ctx.request_id())?,
-    }))
+
+    /// Whether anything is kept of its sources' answers.
+    pub fn keeps_answers(&self) -> bool {
+        self.sources
+            .iter()
+            .any(|source| source.route.cache.is_some())
+    }
 }
 
 // === impl Making ===
 
 impl<'a> Making<'a> {
+    fn new(
+        aggregate: &'a Aggregate,
+        parameters: &'a [Box<str>],
+        deadline: Deadline,
+        ctx: &Ctx,
+    ) -> Self {
+        let count = aggregate.sources.len();
+        Self {
+            aggregate,
+            parameters,
+            deadline,
+            behind: Behind::of(ctx, deadline),
+            asked: vec![false; count],
+            answers: (0..count).map(|_| None).collect(),
+            failures: vec![None; count],
+            running: FuturesUnordered::new(),
+        }
+    }
+
+    /// Leaves out the sources that who asks has no permission for: they are not asked.
+    ///
+    /// # Errors
+    /// When one of them is required.
+    fn judge(&mut self, ctx: &Ctx) -> Result<(), Refusal> {
+        for (place, source) in self.aggregate.sources.iter().enumerate() {
+            if !source.is_for(self.parameters, ctx) {
+                self.asked[place] = true;
+                source.counters.count("refused");
+                self.take(place, Err(FORBIDDEN))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn make(mut self, session: &mut Session, ctx: &Ctx) -> Result<Admitted, Refusal> {
+        loop {
+            self.ask(session, ctx)?;
+            if self.running.is_empty() {
+                break;
+            }
+            // Dropped with what is under way: the sources' connections are closed.
+            let ended = tokio::select! {
+                ended = self.running.next() => ended,
+                gone = exchange::client_gone(session) => return Ok(Admitted::ClientGone(gone)),
+            };
+            if let Some((source, outcome)) = ended {
+                self.take(source, outcome)?;
+            }
+        }
+        Ok(Admitted::Answered(Answer {
+            status: StatusCode::OK,
+            content_type: "application/json; charset=utf-8",
+            body: self.answer(ctx.request_id())?,
+        }))
+    }
+
     /// Asks every source of which all is known that its path needs.
     fn ask(&mut self, session: &Session, ctx: &Ctx) -> Result<(), Refusal> {
         // A failure may settle what others wait for, which are looked at again.
@@ -146,7 +201,7 @@ impl<'a> Making<'a> {
             let path = source.template.fill(&Values {
                 parameters: self.parameters,
                 caller: ctx.caller.as_deref(),
-                answers: &self.answers,
+                answer: &|source: usize| self.answers.get(source)?.as_ref()?.value.as_ref(),
             });
             let Ok(path) = path else {
                 source.counters.count("invalid");
@@ -203,6 +258,11 @@ impl<'a> Making<'a> {
             name: source.name.clone(),
             route: source.route.clone(),
             caller: ctx.caller.clone(),
+            beside: ctx.beside.clone(),
+            parameters: match source.route.cache {
+                Some(_) => self.parameters.to_vec(),
+                None => Vec::new(),
+            },
             deadline,
         }));
         let prepared = Prepared::new(session, request, None).ok_or(Refusal::Internal)?;
@@ -219,57 +279,55 @@ impl<'a> Making<'a> {
     }
 
     fn answer(self, request_id: &str) -> Result<Vec<u8>, Refusal> {
-        let (mut data, mut errors, mut sources) = (Map::new(), Vec::new(), Map::new());
+        let mut whole = Whole::new(request_id);
         let outcomes = self.answers.into_iter().zip(self.failures);
         for (source, (answer, failure)) in self.aggregate.sources.iter().zip(outcomes) {
-            let name = source.name.to_string();
-            let (value, status) = match (answer, failure) {
-                (Some(answer), _) => (source.shape.apply(answer), "ok"),
-                (None, failure) => {
-                    errors.push(error(&name, &failure.unwrap_or(Refusal::BadGateway)));
+            match answer {
+                Some(answer) => whole.add(&source.name, "ok", source.part(answer)),
+                None => {
+                    whole.fail(&source.name, &failure.unwrap_or(Refusal::BadGateway));
                     let has_fallback = !source.fallback.is_null();
                     let status = if has_fallback { "fallback" } else { "failed" };
-                    (source.fallback.clone(), status)
+                    whole.add(&source.name, status, Part::Fallback(&source.fallback));
                 }
-            };
-            sources.insert(name.clone(), status.into());
-            data.insert(name, value);
+            }
         }
-        let answer = json!({
-            "data": data,
-            "meta": {
-                "requestId": request_id,
-                "timestamp": format!("{:.3}", jiff::Timestamp::now()),
-                "partial": !errors.is_empty(),
-                "sources": sources,
-            },
-            "errors": errors,
-        });
-        serde_json::to_vec(&answer).map_err(|_| Refusal::Internal)
+        whole.write()
     }
 }
 
-/// The documented error body, as far as it is about one source.
-fn error(source: &str, refusal: &Refusal) -> Value {
-    let parts = refusal.parts();
-    json!({
-        "source": source,
-        "statusCode": parts.status.as_u16(),
-        "error": parts.status.canonical_reason(),
-        "message": parts.message,
-        "code": parts.code,
-    })
-}
+const FORBIDDEN: Refusal = Refusal::Forbidden("Insufficient permissions");
 
 // === impl Source ===
 
 impl Source {
+    /// Whether who asks, and the key beside the token, may be told of it.
+    fn is_for(&self, parameters: &[Box<str>], ctx: &Ctx) -> bool {
+        let (Some(required), Some(route)) = (&self.permission, &ctx.route) else {
+            return true;
+        };
+        let owner = route.owner.parameter(parameters);
+        let holders = [&ctx.caller, &ctx.beside].into_iter().flatten();
+        let mut holders = holders.map(|holder| required.check(holder, &route.owner, owner));
+        ctx.caller.is_some() && holders.all(|checked| checked.is_ok())
+    }
+
+    /// What of an answer stands in the aggregate.
+    fn part<'a>(&self, answer: Said) -> Part<'a> {
+        match answer {
+            Said {
+                text: Some(text), ..
+            } => Part::Whole(text),
+            Said { value, .. } => Part::Shaped(self.shape.apply(value.unwrap_or_default())),
+        }
+    }
+
     fn outcome(&self, asked: Result<Reply, Fault>) -> Outcome {
         let (result, outcome) = match asked {
             Err(Fault::Late) => ("timeout", Err(Refusal::GatewayTimeout)),
-            Err(Fault::Broken | Fault::Endless) => ("invalid", Err(Refusal::BadGateway)),
-            Ok(reply) if reply.status.is_success() => match value(reply) {
-                Some(value) => ("ok", Ok(value)),
+            Err(Fault::Broken) => ("invalid", Err(Refusal::BadGateway)),
+            Ok(reply) if reply.status.is_success() => match self.read(reply) {
+                Some(said) => ("ok", Ok(said)),
                 None => ("invalid", Err(Refusal::BadGateway)),
             },
             Ok(reply) => {
@@ -288,7 +346,7 @@ impl Source {
         match status {
             S::NOT_FOUND => ("refused", Refusal::NotFound),
             S::UNAUTHORIZED => ("refused", Refusal::InvalidToken),
-            S::FORBIDDEN => ("refused", Refusal::Forbidden("Insufficient permissions")),
+            S::FORBIDDEN => ("refused", FORBIDDEN),
             S::SERVICE_UNAVAILABLE | S::TOO_MANY_REQUESTS => {
                 let seconds = fields.get(RETRY_AFTER);
                 let seconds = seconds.and_then(|text| text.to_str().ok()?.parse().ok());
@@ -302,28 +360,36 @@ impl Source {
             _ => ("invalid", Refusal::BadGateway),
         }
     }
-}
 
-/// The JSON of an answer; `None` when it is none, or is in a coding that nobody asked for. Deeper than 128 is none either:
-/// so deep the parser goes.
-fn value(reply: Reply) -> Option<Value> {
-    if reply.status == StatusCode::NO_CONTENT {
-        return Some(Value::Null);
+    /// The JSON of an answer; `None` when it is none, or is in a coding that nobody asked for. What is deeper than 128
+    /// levels is none either.
+    fn read(&self, reply: Reply) -> Option<Said> {
+        if reply.status == StatusCode::NO_CONTENT {
+            return Some(Said {
+                text: None,
+                value: Some(Value::Null),
+            });
+        }
+        let coding = reply.fields.get(CONTENT_ENCODING);
+        let is_plain =
+            coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+        if reply.is_cut || !is_plain || !reply.fields.get(CONTENT_TYPE).is_some_and(says_json) {
+            return None;
+        }
+        if !is_well_formed(&reply.body) {
+            return None;
+        }
+        let is_told = self.shape.is_whole();
+        let value = match self.is_needed || !is_told {
+            true => Some(serde_json::from_slice(&reply.body).ok()?),
+            false => None,
+        };
+        let text = match is_told {
+            true => Some(RawValue::from_string(String::from_utf8(reply.body).ok()?).ok()?),
+            false => None,
+        };
+        Some(Said { text, value })
     }
-    let coding = reply.fields.get(CONTENT_ENCODING);
-    let is_plain = coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
-    let kind = reply.fields.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    if reply.too_large || !is_plain || !kind.is_some_and(is_json) {
-        return None;
-    }
-    serde_json::from_slice(&reply.body).ok()
-}
-
-/// `application/json`, or a type that ends in `+json` (RFC 6839, section 3.1).
-pub fn is_json(kind: &[u8]) -> bool {
-    let essence = kind.split(|b| *b == b';').next().unwrap_or_default();
-    let essence = essence.trim_ascii().to_ascii_lowercase();
-    essence == b"application/json" || essence.ends_with(b"+json")
 }
 
 // === impl Counters ===

@@ -104,6 +104,11 @@ impl Shape {
         })
     }
 
+    /// Whether all of an answer is taken.
+    pub fn is_whole(&self) -> bool {
+        self.part.is_none() && self.fields.is_empty()
+    }
+
     /// What is not there is left out. Of a list, each entry has the shape.
     pub fn apply(&self, answer: Value) -> Value {
         let part = match &self.part {

@@ -13,6 +13,7 @@ use super::shape::Path;
 use crate::admit::auth::Caller;
 use crate::admit::head::is_target;
 use crate::admit::path::normalize;
+use crate::route::parameter_named;
 
 /// A path with places to be filled.
 #[derive(Debug, PartialEq)]
@@ -43,8 +44,8 @@ pub struct Values<'a> {
     /// In the one spelling of a path.
     pub parameters: &'a [Box<str>],
     pub caller: Option<&'a Caller>,
-    /// Of the sources, by their places.
-    pub answers: &'a [Option<Value>],
+    /// Of the source at this place.
+    pub answer: &'a dyn Fn(usize) -> Option<&'a Value>,
 }
 
 /// There is no such value, or none that may stand in a path.
@@ -121,8 +122,12 @@ impl Template {
     }
 
     pub fn needs_caller(&self) -> bool {
-        let of_caller = |piece: &Piece| matches!(piece, Piece::CallerId | Piece::CallerTenant);
-        self.pieces.iter().any(of_caller)
+        self.needs_user() || self.pieces.contains(&Piece::CallerTenant)
+    }
+
+    /// Whether it asks for the id of who asks.
+    pub fn needs_user(&self) -> bool {
+        self.pieces.contains(&Piece::CallerId)
     }
 
     /// # Errors
@@ -143,8 +148,7 @@ impl Template {
                     push(&mut path, tenant.map_err(|_| Unfit)?)?;
                 }
                 Piece::Answer(source, at) => {
-                    let answer = values.answers.get(*source).and_then(Option::as_ref);
-                    match at.find(answer.ok_or(Unfit)?) {
+                    match at.find((values.answer)(*source).ok_or(Unfit)?) {
                         Some(Value::String(text)) => push(&mut path, text)?,
                         Some(Value::Number(number)) => {
                             write!(path, "{number}").map_err(|_| Unfit)?
@@ -182,11 +186,7 @@ impl Names<'_> {
             _ => {}
         }
         let Some((source, at)) = name.split_once('.') else {
-            let parameters = self.path.split('/').filter(|s| s.starts_with('{'));
-            let place = parameters
-                .map(|segment| segment.trim_matches(['{', '}']))
-                .position(|parameter| parameter == name);
-            return place.map(Piece::Parameter).ok_or_else(|| {
+            return parameter_named(self.path, name).map(Piece::Parameter).ok_or_else(|| {
                 format!("the route's path has no parameter `{name}`; a source's answer is `{name}.member`")
             });
         };
@@ -218,7 +218,7 @@ mod tests {
         compile(text).unwrap().fill(&Values {
             parameters: &parameters,
             caller: None,
-            answers: &[Some(answer)],
+            answer: &|_| Some(&answer),
         })
     }
 

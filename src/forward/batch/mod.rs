@@ -11,16 +11,15 @@ use std::time::Instant;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::ACCEPT_ENCODING;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use pingora::http::RequestHeader;
 use pingora_proxy::Session;
 use prometheus::IntCounter;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::aggregate::is_json;
 use super::deadline::Deadline;
+use crate::admit::media::{self, Media};
 use crate::admit::path::normalize;
 use crate::admit::request_id::X_REQUEST_ID;
 use crate::admit::{Admitted, body};
@@ -32,6 +31,7 @@ use crate::observe::registry::{HttpMetrics, RouteMetrics};
 use crate::reply::{Answer, Refusal};
 use crate::route::{MethodIndex, Table};
 use request::Call;
+use results::CallResult;
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -152,12 +152,9 @@ impl Batch {
         if *method != Method::POST {
             return Err(Refusal::MethodNotAllowed(HeaderValue::from_static("POST")));
         }
-        let coding = fields.get(CONTENT_ENCODING);
-        let is_plain = coding.is_none_or(|coding| *coding == "identity");
-        let kind = fields.get(CONTENT_TYPE);
-        match is_plain && kind.is_some_and(|kind| is_json(kind.as_bytes())) {
-            true => Ok(()),
-            false => Err(Refusal::UnsupportedMediaType),
+        match Media::of(fields)?.essence {
+            Some(essence) if media::is_json(&essence) => Ok(()),
+            _ => Err(Refusal::UnsupportedMediaType),
         }
     }
 }
@@ -184,7 +181,7 @@ impl Gateway {
         let request = session.req_header();
         ctx.method = MethodIndex::of(&request.method);
         ctx.in_progress = Some(batch.metrics.method(ctx.method).begin());
-        batch.check_head(&request.method, &request.headers)?; // 405, 415
+        batch.check_head(&request.method, &request.headers)?; // 400, 405, 415
         let deadline = Deadline::of(&request.headers, ctx.start, batch.timeout)?; // 400
         ctx.deadline = Some(deadline);
         // Nobody is identified yet: what is held is counted by address.
@@ -205,7 +202,7 @@ impl Gateway {
         Ok(Admitted::Answered(Answer {
             status: StatusCode::OK,
             content_type: "application/json; charset=utf-8",
-            body: results::write(results)?,
+            body: results::write(&results)?,
         }))
     }
 }
@@ -217,15 +214,15 @@ async fn make(
     session: &mut Session,
     ctx: &Ctx,
     deadline: Deadline,
-) -> Vec<Value> {
+) -> Vec<Option<CallResult>> {
     let behind = inner::Behind::of(ctx, deadline);
     let bounds = Bounds {
         largest: batch.answer,
         until: deadline.at(),
     };
-    let mut results = vec![Value::Null; calls.len()];
+    let mut results: Vec<Option<CallResult>> = calls.iter().map(|_| None).collect();
     let mut waiting = calls.into_iter().enumerate();
-    let mut running: FuturesUnordered<BoxFuture<'_, (usize, Value)>> = FuturesUnordered::new();
+    let mut running: FuturesUnordered<BoxFuture<'_, (usize, CallResult)>> = FuturesUnordered::new();
     loop {
         while running.len() < batch.at_once
             && let Some((place, call)) = waiting.next()
@@ -248,11 +245,11 @@ async fn make(
                     Ok(prepared) => prepared.run(bounds).await.map_err(results::refusal),
                     Err(refusal) => Err(refusal),
                 };
-                (place, results::result(&id, reply, &request_id))
+                (place, results::result(id, reply, &request_id))
             }));
         }
         match running.next().await {
-            Some((place, result)) => results[place] = result,
+            Some((place, result)) => results[place] = Some(result),
             None => return results,
         }
     }

@@ -10,33 +10,35 @@ use http::header::{
 use http::{HeaderName, HeaderValue, Method};
 use pingora::http::RequestHeader;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::admit::head::{HeadReader, Progress};
 use crate::admit::json::{Bounds, NoDocument};
+use crate::admit::media::says_json;
 use crate::admit::request_id::X_REQUEST_ID;
 use crate::admit::size::HeadLimits;
 use crate::admit::tenancy::X_VENUE_ID;
-use crate::forward::aggregate::is_json;
 use crate::inner;
-use crate::reply::Refusal;
+use crate::reply::{self, Refusal};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct BatchBody {
-    calls: Vec<CallBody>,
+struct BatchBody<'b> {
+    #[serde(borrow)]
+    calls: Vec<CallBody<'b>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct CallBody {
+struct CallBody<'b> {
     id: String,
     method: String,
     path: String,
     #[serde(default)]
     headers: BTreeMap<String, String>,
-    #[serde(default)]
-    body: Value,
+    /// As it stands there: nothing is built of it.
+    #[serde(borrow, default)]
+    body: Option<&'b RawValue>,
 }
 
 /// One request of a batch.
@@ -70,7 +72,7 @@ const ALLOWED: [HeaderName; 12] = [
     X_VENUE_ID,
 ];
 
-/// A document takes many times its text: so it is looked at before it is read.
+/// Looked at before it is read.
 const BOUNDS: Bounds = Bounds {
     depth: 40,
     values: 20_000,
@@ -89,7 +91,7 @@ const NOT_HTTP: Refusal = Refusal::BadBody("A call is not a well-formed HTTP req
 /// # Errors
 /// When one of them is no request: then none is made.
 pub fn read(body: &[u8], behind: &Behind<'_>) -> Result<Vec<Call>, Refusal> {
-    let checked = BOUNDS.check(body);
+    let checked = BOUNDS.check_size(body);
     checked.map_err(|NoDocument(why)| Refusal::BadBody(why))?;
     let BatchBody { calls } = serde_json::from_slice(body).map_err(|_| {
         Refusal::BadBody(
@@ -113,7 +115,7 @@ pub fn read(body: &[u8], behind: &Behind<'_>) -> Result<Vec<Call>, Refusal> {
         .collect()
 }
 
-impl CallBody {
+impl CallBody<'_> {
     fn compile(self, number: usize, behind: &Behind<'_>) -> Result<Call, Refusal> {
         let Self {
             id,
@@ -147,7 +149,10 @@ impl CallBody {
             let value = HeaderValue::try_from(value).map_err(|_| NOT_HTTP)?;
             put(&mut head, name, value)?;
         }
-        let body = content(body, &mut head);
+        if reply::is_grpc(&head.headers) {
+            return Err(Refusal::BadBody("gRPC cannot be called in a batch"));
+        }
+        let body = content(body, &mut head)?;
         // Of these a body is expected, and that there is none is said (RFC 9110, section 8.6).
         let has_content = matches!(method, Method::POST | Method::PUT | Method::PATCH);
         if body.is_some() || has_content {
@@ -164,21 +169,23 @@ impl CallBody {
     }
 }
 
-/// The bytes of a call's body. Text of another type than JSON is sent as it is.
-fn content(body: Value, head: &mut RequestHeader) -> Option<Bytes> {
+/// The bytes of a call's body: JSON as it stands there, and a string of another type as the text that it is.
+fn content(body: Option<&RawValue>, head: &mut RequestHeader) -> Result<Option<Bytes>, Refusal> {
+    let Some(body) = body.map(RawValue::get) else {
+        return Ok(None);
+    };
     let kind = head.headers.get(CONTENT_TYPE);
-    match (body, kind) {
-        (Value::Null, _) => None,
-        (Value::String(text), Some(kind)) if !is_json(kind.as_bytes()) => Some(text.into()),
-        (body, kind) => {
-            if kind.is_none() {
-                let json = HeaderValue::from_static("application/json");
-                // There is room: a head has at most a hundred fields.
-                let _ = head.insert_header(CONTENT_TYPE, json);
-            }
-            Some(body.to_string().into())
-        }
+    if body.starts_with('"') && kind.is_some_and(|kind| !says_json(kind)) {
+        let text: String = serde_json::from_str(body)
+            .map_err(|_| Refusal::BadBody("The body of a call is no text of Unicode"))?;
+        return Ok(Some(text.into()));
     }
+    if kind.is_none() {
+        let json = HeaderValue::from_static("application/json");
+        // There is room: a head has at most a hundred fields.
+        let _ = head.insert_header(CONTENT_TYPE, json);
+    }
+    Ok(Some(Bytes::copy_from_slice(body.as_bytes())))
 }
 
 /// Reads the head as if it had come by itself.
@@ -196,9 +203,13 @@ mod tests {
     use super::*;
     use crate::admit::size::SizeConfig;
     use crate::config::Problems;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn read_calls(body: &Value) -> Result<Vec<Call>, Refusal> {
+        read_text(&body.to_string())
+    }
+
+    fn read_text(body: &str) -> Result<Vec<Call>, Refusal> {
         let (limits, _) = SizeConfig::default().compile(&mut Problems::default());
         let mut head = RequestHeader::build("POST", b"/api/v1/batch", None).unwrap();
         for (name, value) in [
@@ -215,7 +226,7 @@ mod tests {
             limits: &limits,
             most: 3,
         };
-        read(body.to_string().as_bytes(), &behind)
+        read(body.as_bytes(), &behind)
     }
 
     fn one(call: &Value) -> Result<Call, Refusal> {
@@ -245,6 +256,25 @@ mod tests {
             let found = fields.get(name).map(|value| value.to_str().unwrap());
             assert_eq!(found, value, "{name}");
         }
+    }
+
+    #[test]
+    fn json_is_sent_byte_for_byte() {
+        for body in [
+            r#"{"b" : 1, "a":[1,  2]}"#,
+            r#"{"wei":100000000000000000000,"e":1E+2,"a":1,"a":2}"#,
+            r#""t\u0065xt""#,
+            "0",
+        ] {
+            let text = format!(
+                r#"{{"calls":[{{"id":"a","method":"POST","path":"/x","body": {body} }}]}}"#
+            );
+            let calls = read_text(&text).unwrap_or_else(|refusal| panic!("{refusal:?}"));
+            assert_eq!(calls[0].body.as_deref(), Some(body.as_bytes()));
+        }
+        let none = r#"{"calls":[{"id":"a","method":"POST","path":"/x","body":null}]}"#;
+        let calls = read_text(none).unwrap_or_else(|refusal| panic!("{refusal:?}"));
+        assert_eq!(calls[0].body, None);
     }
 
     #[test]
@@ -291,6 +321,7 @@ mod tests {
             ("headers", json!({"Accept": "a\r\nHost: b"})),
             ("headers", json!({"Accept": "a", "accept": "b"})),
             ("headers", json!({"Accept": ["a"]})),
+            ("headers", json!({"Content-Type": "application/grpc"})),
             ("more", json!(1)),
         ] {
             let mut call = good.clone();

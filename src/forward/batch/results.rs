@@ -1,5 +1,7 @@
 //! What came of the calls: `{"results": [{"id", "status", "headers", "body"}, …]}`.
 
+use std::collections::BTreeMap;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{
@@ -8,9 +10,11 @@ use http::header::{
     VARY, WARNING, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, HeaderName, StatusCode};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::value::RawValue;
 
-use crate::forward::aggregate::is_json;
+use crate::admit::json::is_well_formed;
+use crate::admit::media::says_json;
 use crate::inner::{Fault, Reply};
 use crate::reply::Refusal;
 
@@ -54,48 +58,82 @@ const OF_PAGES: [&str; 6] = [
 pub fn refusal(fault: Fault) -> Refusal {
     match fault {
         Fault::Broken => Refusal::BadGateway,
-        Fault::Endless => Refusal::NotInABatch,
         Fault::Late => Refusal::GatewayTimeout,
     }
 }
 
+/// What came of one call, in the order in which people read it.
+#[derive(Serialize)]
+pub struct CallResult {
+    id: String,
+    status: u16,
+    headers: BTreeMap<String, String>,
+    /// There is more of its body than is told. What it did is done: its status stays.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    truncated: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoding: Option<&'static str>,
+    body: Option<Content>,
+}
+
+/// The body of an answer.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Content {
+    /// JSON as it stands there: nothing is built of it.
+    Json(Box<RawValue>),
+    Text(String),
+}
+
+#[derive(Serialize)]
+struct Results<'a> {
+    results: &'a [Option<CallResult>],
+}
+
 /// The result of one call; `request_id` is the call's.
-pub fn result(id: &str, reply: Result<Reply, Refusal>, request_id: &str) -> Value {
+pub fn result(id: String, reply: Result<Reply, Refusal>, request_id: &str) -> CallResult {
     match reply {
         Ok(reply) => of_reply(id, reply),
-        Err(refusal) => {
-            let body: Value = serde_json::from_slice(&refusal.body(request_id)).unwrap_or_default();
-            let headers = json!({ "content-type": "application/json; charset=utf-8" });
-            json!({
-                "id": id,
-                "status": refusal.parts().status.as_u16(),
-                "headers": headers,
-                "body": body,
-            })
-        }
+        Err(refusal) => CallResult {
+            id,
+            status: refusal.parts().status.as_u16(),
+            headers: BTreeMap::from([(
+                CONTENT_TYPE.as_str().to_owned(),
+                "application/json; charset=utf-8".to_owned(),
+            )]),
+            truncated: false,
+            encoding: None,
+            body: String::from_utf8(refusal.body(request_id))
+                .ok()
+                .and_then(json),
+        },
     }
 }
 
-fn of_reply(id: &str, reply: Reply) -> Value {
-    let mut result = Map::new();
-    result.insert("id".into(), id.into());
-    result.insert("status".into(), reply.status.as_u16().into());
-    result.insert("headers".into(), headers(&reply.fields).into());
-    if reply.too_large {
-        // What it did is done; that cannot be told by another status.
-        result.insert("truncated".into(), true.into());
+fn of_reply(id: String, reply: Reply) -> CallResult {
+    let Reply {
+        status,
+        fields,
+        body,
+        is_cut,
+    } = reply;
+    let (body, is_coded) = match is_cut || body.is_empty() || status == StatusCode::NO_CONTENT {
+        true => (None, false),
+        false => content(&fields, body),
+    };
+    CallResult {
+        id,
+        status: status.as_u16(),
+        headers: headers(&fields),
+        truncated: is_cut,
+        encoding: is_coded.then_some("base64"),
+        body,
     }
-    let (body, is_coded) = content(&reply);
-    if is_coded {
-        result.insert("encoding".into(), "base64".into());
-    }
-    result.insert("body".into(), body);
-    result.into()
 }
 
 /// The fields, with those that are there more than once as one list (RFC 9110, section 5.3).
-fn headers(fields: &HeaderMap) -> Map<String, Value> {
-    let mut shown = Map::new();
+fn headers(fields: &HeaderMap) -> BTreeMap<String, String> {
+    let mut shown = BTreeMap::new();
     for name in fields.keys() {
         let text = name.as_str();
         let is_shown =
@@ -105,34 +143,32 @@ fn headers(fields: &HeaderMap) -> Map<String, Value> {
             let values: Vec<_> = values
                 .map(|value| String::from_utf8_lossy(value.as_bytes()))
                 .collect();
-            shown.insert(text.to_owned(), values.join(", ").into());
+            shown.insert(text.to_owned(), values.join(", "));
         }
     }
     shown
 }
 
-/// JSON as it is, other text as a string, and what is neither in base64.
-fn content(reply: &Reply) -> (Value, bool) {
-    let is_empty = reply.body.is_empty() || reply.status == StatusCode::NO_CONTENT;
-    if reply.too_large || is_empty {
-        return (Value::Null, false);
+/// JSON as it is, other text as a string, and what is neither in base64. JSON that some parser would refuse is text: it
+/// must not spoil the other results.
+fn content(fields: &HeaderMap, body: Vec<u8>) -> (Option<Content>, bool) {
+    let is_plain = !fields.contains_key(CONTENT_ENCODING);
+    let is_json =
+        is_plain && fields.get(CONTENT_TYPE).is_some_and(says_json) && is_well_formed(&body);
+    match String::from_utf8(body) {
+        Ok(text) if is_json => (json(text), false),
+        Ok(text) if is_plain => (Some(Content::Text(text)), false),
+        Ok(text) => (Some(Content::Text(STANDARD.encode(text))), true),
+        Err(other) => (Some(Content::Text(STANDARD.encode(other.as_bytes()))), true),
     }
-    let is_plain = !reply.fields.contains_key(CONTENT_ENCODING);
-    let kind = reply.fields.get(CONTENT_TYPE);
-    if is_plain
-        && kind.is_some_and(|kind| is_json(kind.as_bytes()))
-        && let Ok(value) = serde_json::from_slice(&reply.body)
-    {
-        return (value, false);
-    }
-    match std::str::from_utf8(&reply.body) {
-        Ok(text) if is_plain => (text.into(), false),
-        _ => (STANDARD.encode(&reply.body).into(), true),
-    }
+}
+
+fn json(text: String) -> Option<Content> {
+    RawValue::from_string(text).ok().map(Content::Json)
 }
 
 /// # Errors
 /// Never, as far as JSON goes.
-pub fn write(results: Vec<Value>) -> Result<Vec<u8>, Refusal> {
-    serde_json::to_vec(&json!({ "results": results })).map_err(|_| Refusal::Internal)
+pub fn write(results: &[Option<CallResult>]) -> Result<Vec<u8>, Refusal> {
+    serde_json::to_vec(&Results { results }).map_err(|_| Refusal::Internal)
 }

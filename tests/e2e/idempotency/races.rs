@@ -147,6 +147,89 @@ fn an_answer_is_in_redis_before_its_client_has_it() {
     }
 }
 
+/// A batch with one payment.
+fn batch(key: &str) -> Request {
+    let call = json!({
+        "id": "a", "method": "POST", "path": "/s/pay", "body": {"amount": 100},
+        "headers": {"Idempotency-Key": key},
+    });
+    Request::post("/api/v1/batch")
+        .bearer(&token("u1"))
+        .json(&json!({ "calls": [call] }))
+}
+
+#[test]
+fn the_end_of_a_batchs_call_is_in_redis_before_the_client_has_it() {
+    const AWAY: Duration = Duration::from_millis(500);
+    let world = World::shared(1);
+    for size in [0, 10, 100_000] {
+        world
+            .backend
+            .set(move |_| Reply::status(200).body(noise(size)));
+        let key = format!("k{size}");
+        let (before, ran) = (world.keys(), world.backend.count());
+        world.backend.hold();
+        let mut client = Client::to(world.addr(0)).connect();
+        client.send(&batch(&key).bytes());
+        world.backend.wait_requests(ran + 1);
+        world.redis().freeze();
+        world.backend.release();
+        let thawed = thread::scope(|scope| {
+            let thaws = scope.spawn(|| {
+                thread::sleep(AWAY);
+                let at = Instant::now();
+                world.redis().thaw();
+                at
+            });
+            let response = client.read_response();
+            let told = Instant::now();
+            assert_eq!(response.json()["results"][0]["status"], 200);
+            told.checked_duration_since(thaws.join().unwrap())
+        });
+        assert!(thawed.is_some(), "{size}: told before it was written down");
+        let fresh = world.keys().into_iter().find(|key| !before.contains(key));
+        let record = world
+            .redis()
+            .command(&["GET", &fresh.expect("it is there")]);
+        assert!(record.starts_with("done "), "{}", &record[..60]);
+    }
+}
+
+#[test]
+fn a_write_is_the_same_by_itself_and_in_a_batch() {
+    let world = World::alone();
+    let first = pay("u1", "k1").send_to(world.addr(0));
+    let result = batch("k1").send_to(world.addr(0)).json()["results"][0].clone();
+    assert_eq!(result["headers"]["idempotent-replayed"], "true", "{result}");
+    assert_eq!(
+        (&result["status"], &result["body"]),
+        (&json!(201), &first.json())
+    );
+    assert_eq!(world.backend.count(), 1);
+}
+
+#[test]
+fn a_call_that_ends_behind_its_batch_is_told_to_the_log() {
+    let world = World::new(Some(Redis::start()), 1, |conf| {
+        conf.top("batch", "{ timeout: 300ms }")
+    });
+    world.redis().freeze();
+    let late = batch("k1")
+        .header("X-Request-ID", "late")
+        .send_to(world.addr(0));
+    let result = late.json()["results"][0].clone();
+    assert_eq!(
+        result["status"], 504,
+        "Redis may take longer than the batch"
+    );
+    let gateway = &world.gateways[0];
+    assert_eq!(gateway.access_lines_of("late.1"), 0);
+    let line = gateway.access_line("late.1");
+    assert_eq!(line["parentRequestId"], "late");
+    world.redis().thaw();
+    assert_eq!(world.backend.count(), 0);
+}
+
 #[test]
 fn an_answer_comes_again_from_processes_that_began_later() {
     let mut world = World::shared(2);
