@@ -2,12 +2,15 @@
 //! fetch for many, bounds, purging, Redis, reloads.
 
 mod bounds;
+mod clients;
 mod fills;
+mod inner;
 mod isolation;
 mod life;
 mod policies;
 mod purge;
 mod shared;
+mod topologies;
 
 use crate::support::prelude::*;
 
