@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess};
 use serde::de::{VariantAccess, Visitor};
 
@@ -13,17 +14,41 @@ use serde::de::{VariantAccess, Visitor};
 /// that keeps to the first keeps to the second.
 const MOST: usize = 1 << 20;
 
+/// What the process begins with: a pipe will do, and is waited for.
+///
 /// # Errors
 /// When it cannot be read, or is too large.
 pub fn read(path: &Path) -> Result<String, String> {
+    text(File::open(path))
+}
+
+/// The same of what is read more than once, by a process that serves: it waits for nobody.
+///
+/// # Errors
+/// When it is no file, cannot be read, or is too large.
+pub fn read_again(path: &Path) -> Result<String, String> {
+    text(open(path))
+}
+
+fn text(file: io::Result<File>) -> Result<String, String> {
     let mut text = String::new();
     // One byte more, to see that there is one: a device has no length, and may have no end.
-    let read =
-        File::open(path).and_then(|file| file.take(MOST as u64 + 1).read_to_string(&mut text));
+    let read = file.and_then(|file| file.take(MOST as u64 + 1).read_to_string(&mut text));
     match read {
         Err(e) => Err(format!("cannot be read: {e}")),
         Ok(_) if text.len() > MOST => Err(format!("has more than {MOST} bytes")),
         Ok(_) => Ok(text),
+    }
+}
+
+/// Nothing but a file, whatever stands in its place by the time that it is opened: to open a pipe would be to wait for who
+/// writes it.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no file")),
     }
 }
 
@@ -33,16 +58,11 @@ pub fn read(path: &Path) -> Result<String, String> {
 /// # Errors
 /// When it cannot be read, is no file, or is too large.
 pub fn contents(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
-    let path = path.as_ref();
-    let metadata = std::fs::metadata(path)?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is no file"));
-    }
+    let file = open(path.as_ref())?;
     // At once in its place: a key leaves no pieces behind where the vector would have grown.
-    let mut bytes = Vec::with_capacity(metadata.len().min(MOST as u64) as usize + 1);
-    File::open(path)?
-        .take(MOST as u64 + 1)
-        .read_to_end(&mut bytes)?;
+    let length = file.metadata()?.len().min(MOST as u64) as usize;
+    let mut bytes = Vec::with_capacity(length + 1);
+    file.take(MOST as u64 + 1).read_to_end(&mut bytes)?;
     match bytes.len() {
         ..=MOST => Ok(bytes),
         _ => Err(io::Error::other("it is larger than 1 MiB")),

@@ -30,15 +30,32 @@ pub enum Source {
 pub fn load(source: &Source, environment: &Environment) -> Result<File, Problems> {
     match source {
         Source::BuiltIn => parse(REFERENCE, source, environment),
-        Source::File(path) => {
-            let text = bounds::read(path).map_err(|fault| {
-                let mut problems = Problems::default();
-                problems.add(path.display().to_string(), fault);
-                problems
-            })?;
-            parse(&text, source, environment)
-        }
+        Source::File(path) => parse_file(bounds::read(path), source, environment),
     }
+}
+
+/// Reads it once more, in a process that serves.
+///
+/// # Errors
+/// As [`load`]; and where it is no file: what a pipe holds is gone when it was read, and who writes it may never come.
+pub fn load_again(source: &Source, environment: &Environment) -> Result<File, Problems> {
+    match source {
+        Source::BuiltIn => parse(REFERENCE, source, environment),
+        Source::File(path) => parse_file(bounds::read_again(path), source, environment),
+    }
+}
+
+fn parse_file(
+    text: Result<String, String>,
+    source: &Source,
+    environment: &Environment,
+) -> Result<File, Problems> {
+    let text = text.map_err(|fault| {
+        let mut problems = Problems::default();
+        problems.add(source.to_string(), fault);
+        problems
+    })?;
+    parse(&text, source, environment)
 }
 
 /// The same of a text that was read already.
@@ -212,8 +229,7 @@ impl Source {
     pub fn mark(&self) -> Option<u64> {
         match self {
             Self::BuiltIn => Some(0),
-            Self::File(path) if !path.is_file() => None,
-            Self::File(path) => Some(mark(bounds::read(path).ok()?.as_bytes())),
+            Self::File(path) => Some(mark(bounds::read_again(path).ok()?.as_bytes())),
         }
     }
 }

@@ -15,7 +15,7 @@ pub use diff::Diff;
 pub use environment::Environment;
 #[cfg(any(fuzzing, test))]
 pub use load::parse;
-pub use load::{REFERENCE, Source, load};
+pub use load::{REFERENCE, Source, load, load_again};
 pub use problems::Problems;
 pub use tree::{Tree, tree, with_content, with_file};
 pub use units::{Bytes, Duration, Secret};

@@ -210,7 +210,7 @@ impl Reloading {
         let (origin, process) = (self.origin.clone(), self.process.clone());
         let before = before.clone();
         let compiled = tokio::task::spawn_blocking(move || {
-            let file = config::load(&origin.source, &origin.environment)?;
+            let file = config::load_again(&origin.source, &origin.environment)?;
             let mut problems = Problems::default();
             log_settings(&file, &mut problems);
             let before = &before;

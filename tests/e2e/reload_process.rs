@@ -109,6 +109,30 @@ services: {{ s: {{ url: 'https://127.0.0.1:1', tls: {{ ca: '{bad}', cert: '{bad}
     }
 }
 
+#[test]
+fn a_reload_waits_for_nobody_to_write_a_pipe() {
+    let backend = Upstream::start();
+    let file = TempFile::new("yaml", &conf(&backend, "", ""));
+    let path = file.path();
+    let gateway = Gateway::platform().arg("--conf").arg(path.display());
+    let gateway = gateway.start();
+    std::fs::remove_file(path).unwrap();
+    for make in ["mkfifo", "mkdir"] {
+        let made = Command::new(make).arg(path).status().unwrap();
+        assert!(made.success());
+        for _ in 0..2 {
+            let told = Request::post("/reload").send_to(gateway.private_addr());
+            assert_eq!(told.status, 422, "{make}: {}", told.text());
+            assert!(told.text().contains("it is no file"), "{}", told.text());
+        }
+        let _ = std::fs::remove_file(path).or_else(|_| std::fs::remove_dir(path));
+    }
+    let more = "limits: { enabled: false }";
+    file.rewrite(&conf(&backend, more, ""));
+    assert_eq!(reload(&gateway)["status"], "reloaded");
+    assert_eq!(Request::get("/s/x").send_to(gateway.addr()).status, 200);
+}
+
 /// A service that takes a while to be looked at: whoever asks it waits for as long as `listener` has it.
 struct Slow {
     listener: TcpListener,
