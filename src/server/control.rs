@@ -3,8 +3,8 @@
 //! It is in a directory of the service's own, and only root and the user of the process are answered.
 
 use std::fs;
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,8 +15,9 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
+use rustix::io::Errno;
 use rustix::net::sockopt::get_socket_peercred;
-use rustix::process::geteuid;
+use rustix::process::{Pid, geteuid, test_kill_process};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -55,6 +56,9 @@ pub struct Listen {
 /// Within the runtime directory.
 const NAME: &str = "control.sock";
 
+/// Before the number of its process, until it has that name.
+const UNPUBLISHED: &str = ".control.";
+
 /// For a question to arrive, and for an answer to be taken.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -68,7 +72,35 @@ const MOST: usize = 8;
 const LONGEST_WAIT: Duration = Duration::from_secs(900);
 
 fn unpublished(pid: u32) -> String {
-    format!(".control.{pid}")
+    format!("{UNPUBLISHED}{pid}")
+}
+
+/// Takes away what processes have left that were killed in the midst of an upgrade.
+fn sweep(directory: &Path) {
+    for file in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = file.path();
+        if is_left(&path) {
+            log::info!("{}: its process has ended, it is removed", path.display());
+            // Another one that begins at the same time may have done it.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Whether it is a socket of ours, and of a process that has ended. One of another container may have the same directory,
+/// and no number here: so it is asked at the socket, too.
+fn is_left(path: &Path) -> bool {
+    let pid = path.file_name().and_then(|name| name.to_str());
+    let pid = pid.and_then(|name| name.strip_prefix(UNPUBLISHED)?.parse().ok());
+    let Some(pid) = pid.and_then(Pid::from_raw) else {
+        return false;
+    };
+    let is_ours = fs::symlink_metadata(path)
+        .is_ok_and(|file| file.file_type().is_socket() && file.uid() == geteuid().as_raw());
+    let has_ended = || test_kill_process(pid) == Err(Errno::SRCH);
+    let is_refused =
+        || BlockingStream::connect(path).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused);
+    is_ours && has_ended() && is_refused()
 }
 
 impl Control {
@@ -97,6 +129,7 @@ impl Control {
         if owner != 0 && owner != geteuid().as_raw() {
             return refused(&format!("it is user {owner}'s (chown)"));
         }
+        sweep(directory);
         let bind = || {
             // One of the same number that was killed has left it.
             let _ = fs::remove_file(&unpublished);

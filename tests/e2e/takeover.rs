@@ -4,7 +4,7 @@
 use crate::support::prelude::*;
 use std::fs;
 use std::os::unix::fs::chown;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 /// Nobody.
 const NOBODY: u32 = 65534;
@@ -125,6 +125,43 @@ fn a_control_socket_is_its_directorys_owners_or_it_is_none() {
         gateway.metric(r#"config_reloads_total{outcome="reloaded"}"#),
         1.0
     );
+}
+
+#[test]
+fn what_a_killed_process_has_left_goes_with_the_next_start() {
+    const KILL: i32 = 9;
+    let (backend, runtime, gateway) = world("");
+    let folder = runtime.control().parent().unwrap().to_owned();
+    let left = |pid: u32| folder.join(format!(".control.{pid}"));
+    runtime.break_program("#!/bin/sh\nexec sleep 60\n");
+    let mut upgrade = runtime.begin("upgrade");
+    wait_until("it has begun", || left(gateway.pid()).exists());
+    gateway.signal(KILL);
+    upgrade.wait().unwrap();
+    // Until it was waited for it has not ended.
+    assert_eq!(gateway.wait_exit(Duration::from_secs(5)), Some(128 + KILL));
+    assert!(left(gateway.pid()).exists(), "it could not take it away");
+
+    let gone = || {
+        let mut process = std::process::Command::new("true").spawn().unwrap();
+        process.wait().unwrap();
+        process.id()
+    };
+    // Whose process lives, that of another user, no socket, and one that somebody listens on.
+    let (ours, theirs) = (left(std::process::id()), left(gone()));
+    let (file, heard) = (left(gone()), left(gone()));
+    drop(UnixListener::bind(&ours).unwrap());
+    drop(UnixListener::bind(&theirs).unwrap());
+    chown(&theirs, Some(NOBODY), None).unwrap();
+    fs::write(&file, "precious").unwrap();
+    let _listener = UnixListener::bind(&heard).unwrap();
+
+    runtime.mend();
+    let _next = runtime.of(Gateway::with(&yaml(&backend, ""))).start();
+    wait_until("it is swept", || !left(gateway.pid()).exists());
+    for path in [ours, theirs, file, heard] {
+        assert!(path.exists(), "{} is not ours to remove", path.display());
+    }
 }
 
 /// The listeners beside the main and the private one, with what they answer.
