@@ -128,6 +128,7 @@ impl Upgrades {
         let outcome = self.start().and_then(|(wire, pid)| {
             match self.give(&wire) {
                 Ok(mark) => {
+                    self.doors.hand_over();
                     self.memory.leave(mark, &Clock::now());
                     *self.successor.lock() = Some((wire, mark));
                     Ok(pid)
@@ -206,7 +207,9 @@ impl Upgrades {
         };
         wire.send(HELLO, &hello, deadline)
             .map_err(Failure::before("was ready"))?;
-        let ready: Ready = self.await_word(wire, READY, deadline, "was ready")?;
+        // Until it has the sockets it is not needed where this one is told to end.
+        let wanted = || !self.life.is_told();
+        let ready: Ready = await_word(wire, READY, deadline, "was ready", &wanted)?;
 
         self.doors.pause();
         let paused = Instant::now();
@@ -219,7 +222,8 @@ impl Upgrades {
         }
         self.pass_on(wire, &parcel, deadline)
             .map_err(Failure::before("had everything"))?;
-        let _: () = self.await_word(wire, SERVING, deadline, "served")?;
+        // It may have let clients in already: when this one is told to end, it is told afterwards, and ends in order.
+        let _: () = await_word(wire, SERVING, deadline, "served", &|| true)?;
         // From here on there is no way back, unless it is gone already.
         wire.send(KNOWN, &(), deadline)
             .map_err(Failure::before("could be told"))?;
@@ -243,30 +247,6 @@ impl Upgrades {
             );
         }
         wire.send(END, &(), deadline)
-    }
-
-    fn await_word<T: serde::de::DeserializeOwned>(
-        &self,
-        wire: &Wire,
-        word: &str,
-        deadline: Instant,
-        before: &'static str,
-    ) -> Result<T, Failure> {
-        let wanted = || !self.life.is_told();
-        let frame: Frame = wire
-            .receive(deadline, &wanted)
-            .map_err(Failure::before(before))?;
-        match &*frame.name {
-            FAILED => {
-                let failed: Failed = frame.parse().map_err(Failure::before(before))?;
-                Err(Failure::Said(failed.reason))
-            }
-            name if name == word => frame.parse().map_err(Failure::before(before)),
-            _ => Err(Failure::Broken(
-                Broken::Garbled("it says what it should not"),
-                before,
-            )),
-        }
     }
 
     /// Ends the new process, by its id. Returns the whole reason.
@@ -357,6 +337,30 @@ impl Upgrades {
             line.text(name, value);
             line.text("msg", what);
         });
+    }
+}
+
+/// Waits for what the new process says next, for as long as it is `wanted`.
+fn await_word<T: serde::de::DeserializeOwned>(
+    wire: &Wire,
+    word: &str,
+    deadline: Instant,
+    before: &'static str,
+    wanted: &dyn Fn() -> bool,
+) -> Result<T, Failure> {
+    let frame: Frame = wire
+        .receive(deadline, wanted)
+        .map_err(Failure::before(before))?;
+    match &*frame.name {
+        FAILED => {
+            let failed: Failed = frame.parse().map_err(Failure::before(before))?;
+            Err(Failure::Said(failed.reason))
+        }
+        name if name == word => frame.parse().map_err(Failure::before(before)),
+        _ => Err(Failure::Broken(
+            Broken::Garbled("it says what it should not"),
+            before,
+        )),
     }
 }
 

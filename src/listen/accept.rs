@@ -84,9 +84,11 @@ impl Listener {
             let ready = tokio::select! {
                 ready = self.socket.readable(), if is_open => ready,
                 Ok(()) = state.changed() => continue,
-                _ = shutdown.wait_for(|down| *down) => {
-                    // Who was let into the queue is served; when another process has the socket, it does that.
-                    if is_open {
+                () = async { drop(shutdown.wait_for(|down| *down).await) } => {
+                    // Who was let into the queue is served; when another process has the socket, it does that. Which of
+                    // the two it is shows at the end of a pause.
+                    let settled = state.wait_for(|state| *state != State::Paused);
+                    if settled.await.is_ok_and(|state| *state == State::Open) {
                         self.take(LONGEST_QUEUE, let_in).ok();
                     }
                     return;

@@ -42,6 +42,8 @@ pub enum State {
     Open,
     /// Who comes waits in the sockets' queues.
     Paused,
+    /// Another process has the sockets, and lets them in.
+    HandedOver,
 }
 
 /// Addresses that are to be listened on, and that are.
@@ -90,6 +92,11 @@ impl Doors {
             }
             paused
         });
+    }
+
+    /// Another process has the sockets, after a pause.
+    pub fn hand_over(&self) {
+        self.state.send_replace(State::HandedOver);
     }
 
     /// One more address will be listened on. Gives its number.

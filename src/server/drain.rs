@@ -31,13 +31,13 @@ impl BackgroundService for Drain {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let _ = shutdown.wait_for(|down| *down).await;
         let deadline = Instant::now() + self.limit;
+        // A new process that has not taken over is ended with this one; until that is known its clients wait in the queues.
+        self.life.until_settled().await;
         // A connection that was just accepted is not counted yet.
         tokio::time::sleep(Duration::from_millis(50)).await;
         while self.connections.get() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        // A new process that has not taken over is ended with this one.
-        self.life.until_settled().await;
         if !self.upgrades.finish(LAST_WORDS)
             && let lost @ 1.. = self.upgrades.memory.count_unwritten()
         {

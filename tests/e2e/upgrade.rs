@@ -502,6 +502,48 @@ fn one_upgrade_at_a_time_and_none_while_the_process_ends() {
 }
 
 #[test]
+fn who_waits_in_a_pause_is_served_by_a_process_that_is_told_to_end_meanwhile() {
+    let (_backend, runtime, gateway) = world("");
+    runtime.break_program(&format!("#!/bin/sh\n{SAYS_READY}\nsleep 3\nexit 7\n"));
+    let upgrade = runtime.begin("upgrade");
+    await_pause(&gateway);
+    let mut waits = Client::to(gateway.addr()).connect();
+    waits.send(&Request::get("/s/waits").bytes());
+    gateway.signal(TERM);
+    let response = waits.read_response();
+    assert_eq!(
+        (response.status, response.header("connection")),
+        (200, Some("close"))
+    );
+    let upgrade = upgrade.wait_with_output().unwrap();
+    let why = String::from_utf8_lossy(&upgrade.stderr).into_owned();
+    assert!(why.contains("ended before it served"), "{why}");
+    assert_eq!(gateway.wait_exit(Duration::from_secs(5)), Some(0));
+}
+
+#[test]
+fn a_signal_to_end_in_a_pause_is_passed_on_to_who_takes_over() {
+    let (_backend, runtime, gateway) = world("");
+    let told = runtime.control().with_file_name("told");
+    runtime.break_program(&format!(
+        "#!/bin/sh
+trap ': > \"$RUNTIME_DIRECTORY/told\"; exit 0' TERM
+{SAYS_READY}
+sleep 2
+printf 'agw1\\000\\000\\000\\004\\007servingnull' >&0
+while :; do sleep 0.1; done
+"
+    ));
+    let upgrade = runtime.begin("upgrade");
+    await_pause(&gateway);
+    gateway.signal(TERM);
+    let upgrade = upgrade.wait_with_output().unwrap();
+    assert_eq!(upgrade.status.code(), Some(0));
+    wait_until("the new one is told to end", || told.exists());
+    assert_eq!(gateway.wait_exit(Duration::from_secs(5)), Some(0));
+}
+
+#[test]
 fn a_listener_that_is_new_is_bound_and_one_that_is_not_wanted_any_more_closed() {
     let (backend, runtime) = (Upstream::start(), Runtime::new());
     let at = |addr: &str| yaml(&backend, &format!("ops: {{ listen: '{addr}' }}"));
@@ -621,6 +663,22 @@ fn an_heir_of_another_protocol_says_so_and_ends() {
 }
 
 // --- helpers ---
+
+/// A program that says that it is ready: from then on the old process lets nobody in.
+const SAYS_READY: &str = r#"printf 'agw1\000\000\000\033\005ready{"wants_revocations":false}' >&0"#;
+
+/// Nobody is let in: who comes waits in the queue.
+#[track_caller]
+fn await_pause(gateway: &Gateway) {
+    wait_until("nobody is let in", || {
+        let mut client = TcpStream::connect(gateway.addr()).unwrap();
+        client.write_all(&Request::get("/live").bytes()).unwrap();
+        client
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .unwrap();
+        client.read(&mut [0]).is_err()
+    });
+}
 
 fn yaml(backend: &Upstream, more: &str) -> String {
     format!(
