@@ -76,6 +76,12 @@ impl Times {
         let window = self.rate.map(MinRate::window);
         window.unwrap_or(self.patience).min(self.patience)
     }
+
+    /// For so many bytes of an answer that is here, and that its client only has to take; nothing: as long as it likes.
+    pub fn time_to_take(&self, bytes: usize) -> Option<Duration> {
+        let rate = self.rate?;
+        Some(self.patience.saturating_add(rate.time_for(bytes as u64)))
+    }
 }
 
 /// What runs beside the requests for as long as a part of a snapshot is in force; a part that the next snapshot shares

@@ -13,7 +13,7 @@ use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{Shutdown, shutdown};
-use pingora::protocols::l4::ext::get_tcp_info;
+use pingora::protocols::l4::ext::{TCP_INFO, get_tcp_info};
 
 /// So much must move within a window.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +89,12 @@ impl MinRate {
         self.window
     }
 
+    /// How long so many bytes may take.
+    pub fn time_for(self, bytes: u64) -> Duration {
+        let windows = u128::from(bytes) * self.window.as_millis() / u128::from(self.least);
+        Duration::from_millis(u64::try_from(windows).unwrap_or(u64::MAX))
+    }
+
     fn slice(self) -> Duration {
         self.window / SLICES as u32
     }
@@ -154,6 +160,19 @@ impl Pace {
     }
 }
 
+// === impl Sent ===
+
+impl Sent {
+    pub fn of(info: &TCP_INFO) -> Self {
+        Self {
+            // What was sent again is in the first number twice.
+            written: info.tcpi_bytes_sent.saturating_sub(info.tcpi_bytes_retrans)
+                + u64::from(info.tcpi_notsent_bytes),
+            acked: info.tcpi_bytes_acked,
+        }
+    }
+}
+
 // === impl Taking ===
 
 impl Taking {
@@ -182,12 +201,7 @@ impl Taking {
             return Ok(again);
         };
         let has_something = info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0;
-        let sent = has_something.then(|| Sent {
-            // What was sent again is in the first number twice.
-            written: info.tcpi_bytes_sent.saturating_sub(info.tcpi_bytes_retrans)
-                + u64::from(info.tcpi_notsent_bytes),
-            acked: info.tcpi_bytes_acked,
-        });
+        let sent = has_something.then(|| Sent::of(&info));
         self.judge(sent, now)?;
         Ok(again)
     }
@@ -253,6 +267,13 @@ mod tests {
         assert_eq!(came(&mut pace, SECOND, 1_000_000), Ok(()));
         let slow = (1..100).find(|_| came(&mut pace, SECOND, 1).is_err());
         assert!(slow.is_some_and(|at| (10..=11).contains(&at)), "{slow:?}");
+    }
+
+    #[test]
+    fn the_time_for_so_many_bytes_is_that_of_the_rate() {
+        assert_eq!(rate().time_for(5000), SECOND * 5);
+        assert_eq!(rate().time_for(0), Duration::ZERO);
+        assert!(rate().time_for(u64::MAX) > SECOND * 1_000_000);
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod send;
 pub use grpc::is_grpc;
 pub use refusal::Refusal;
 pub use send::{
-    Answer, answer, begin_for_http10, preflight, refuse, replay, stamp, tell_to_continue,
+    Answer, answer, begin_for_http10, in_time, preflight, refuse, replay, stamp, tell_to_continue,
 };
 
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};

@@ -10,7 +10,9 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
+use pingora::{Error, ErrorType};
 use pingora_proxy::Session;
+use pingora_timeout::tokio_timeout;
 
 use super::{Refusal, grpc};
 use crate::admit::cors::Cors;
@@ -201,6 +203,7 @@ async fn write(
         session.set_keepalive(None);
     }
     let has_body = !body.is_empty() && session.req_header().method != Method::HEAD;
+    let limit = ctx.policies.times.time_to_take(body.len());
     let head = Box::new(ResponseHeader::from(parts));
     if !has_body && session.req_header().version == Version::HTTP_2 {
         // In one frame with the end: so gRPC knows an answer that has no body (Pingora's other way sends two).
@@ -209,7 +212,7 @@ async fn write(
     }
     session.write_response_header(head, !has_body).await?;
     if has_body {
-        write_body(session, body).await?;
+        in_time(limit, write_body(session, body)).await?;
     }
     // On HTTP/2 a stream may end before its body (RFC 9113, section 8.1).
     if !session.is_body_done() && session.req_header().version != Version::HTTP_2 {
@@ -217,6 +220,25 @@ async fn write(
         let _ = session.drain_request_body().await;
     }
     Ok(())
+}
+
+/// What is here has no backend's deadline: its client has the time that the least rate gives it for all of it, however small
+/// the pieces are that it makes room for.
+///
+/// # Errors
+/// When it took longer, or as `writing` does.
+pub async fn in_time<T>(
+    limit: Option<Duration>,
+    writing: impl Future<Output = pingora::Result<T>>,
+) -> pingora::Result<T> {
+    let Some(limit) = limit else {
+        return writing.await;
+    };
+    // A timer that goes with the wait: it may be set for hours, and most never ring.
+    tokio_timeout(limit, writing).await.unwrap_or_else(|_| {
+        let slow = "the client took its answer too slowly";
+        Err(Error::explain(ErrorType::WriteTimedout, slow).into_down())
+    })
 }
 
 /// Each piece has the time that a client may take for one.

@@ -71,6 +71,9 @@ const MOST_SOURCES: usize = 16;
 /// The sources' answers are held in memory until they are put together.
 const LARGEST: Bytes = Bytes::mib(8);
 
+/// Of one aggregate, and then until its client has taken them.
+const MOST_HELD: Bytes = Bytes::mib(64);
+
 impl AggregateConfig {
     pub fn compile(
         self,
@@ -90,6 +93,12 @@ impl AggregateConfig {
         }
         if largest == Bytes(0) || largest > LARGEST {
             problems.add(format!("{place}.largest"), "must be from 1B to 8MiB");
+        }
+        if largest.0.saturating_mul(sources.len() as u64) > MOST_HELD.0 {
+            problems.add(
+                format!("{place}.largest"),
+                "the answers of all sources together are held in memory: at most 64MiB",
+            );
         }
         let names: Vec<String> = sources.keys().cloned().collect();
         let mut compiled = Vec::with_capacity(sources.len());

@@ -75,6 +75,9 @@ const MOST_CALLS: usize = 100;
 /// The answers of a batch are held in memory until all are there.
 const LARGEST: config::Bytes = config::Bytes::mib(8);
 
+/// Of one batch, and then until its client has taken them.
+const MOST_HELD: config::Bytes = config::Bytes::mib(64);
+
 impl Default for BatchConfig {
     fn default() -> Self {
         Self {
@@ -108,6 +111,12 @@ impl BatchConfig {
             if size == config::Bytes(0) || size > LARGEST {
                 problems.add(format!("batch.{key}"), "must be from 1B to 8MiB");
             }
+        }
+        if answer.0.saturating_mul(calls as u64) > MOST_HELD.0 {
+            problems.add(
+                "batch.answer",
+                "the answers of all `calls` together are held in memory: at most 64MiB",
+            );
         }
         if timeout.0.is_zero() {
             problems.add("batch.timeout", "must be longer than nothing");

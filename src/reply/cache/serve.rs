@@ -34,7 +34,10 @@ impl Gateway {
     /// Answers a request that was admitted, where something is kept that is good for it. `false`: it goes on, and
     /// `ctx.cached` says what the cache has to do with it.
     pub async fn recall(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
-        let Some(entry) = self.look_up(session, ctx) else {
+        // A body on HTTP/2 needs no field that says so.
+        let is_http2 = session.req_header().version == Version::HTTP_2;
+        let has_body = is_http2 && !session.as_mut().is_body_empty();
+        let Some(entry) = self.look_up(session, has_body, ctx) else {
             let is_wanted_at_once = ctx
                 .cached
                 .as_ref()
@@ -51,7 +54,7 @@ impl Gateway {
 
     /// What is kept and good, and why where it is stale. Otherwise the request is prepared for the way through Pingora's
     /// cache.
-    fn look_up(&self, session: &Session, ctx: &mut Ctx) -> Option<Found> {
+    fn look_up(&self, session: &Session, has_body: bool, ctx: &mut Ctx) -> Option<Found> {
         let (route, caching) = (ctx.route.as_ref()?, ctx.policies.caching.as_ref()?);
         let cache = route.cache.as_deref()?;
         let method = &METHODS[ctx.method?.0];
@@ -64,7 +67,8 @@ impl Gateway {
             true => Asked::of(fields),
             false => Asked::default(),
         };
-        let has_body = fields.contains_key(TRANSFER_ENCODING)
+        let has_body = has_body
+            || fields.contains_key(TRANSFER_ENCODING)
             || fields
                 .get(CONTENT_LENGTH)
                 .is_some_and(|length| length != "0");
@@ -165,16 +169,19 @@ pub async fn answer(
         session.set_keepalive(None);
     }
     let response = Box::new(ResponseHeader::from(parts));
+    let limit = ctx.policies.times.time_to_take(body.len());
     if is_http2 {
         let mut tasks = vec![HttpTask::Header(response, !has_body)];
         if has_body {
             tasks.push(HttpTask::Body(Some(body), true));
         }
-        return session.write_response_tasks(tasks).await.map(|_| ());
+        let written = reply::in_time(limit, session.write_response_tasks(tasks));
+        return written.await.map(|_| ());
     }
     session.write_response_header(response, !has_body).await?;
     if has_body {
-        session.write_response_body(Some(body), true).await?;
+        let written = session.write_response_body(Some(body), true);
+        reply::in_time(limit, written).await?;
     }
     Ok(())
 }
