@@ -270,6 +270,98 @@ fn requests_that_are_none_do_not_take_the_others_on_their_connection_with_them()
 }
 
 #[test]
+fn streams_that_break_the_protocol_do_not_take_the_others_on_their_connection_with_them() {
+    let upstream = Upstream::start();
+    let gateway = Conf::of(&[upstream.url()]).start();
+    upstream.hold();
+    let mut raw = Raw::connect(gateway.addr());
+    let another = headers(1, END_STREAM | END_HEADERS, &get("/s/another-user"));
+    raw.frame(&another);
+    wait_until("the request is there", || upstream.heads_seen() == 1);
+    // h2 resets it.
+    let bad = [get("/s/x"), vec![("connection", "close")]].concat();
+    let mut stream = 3;
+    while stream < 200 {
+        raw.frame(&headers(stream, END_STREAM | END_HEADERS, &bad));
+        let answer = raw.wait("an answer", |f| {
+            f.kind == GOAWAY || (f.stream == stream && f.kind == RST_STREAM)
+        });
+        if answer.kind == GOAWAY {
+            assert_eq!(answer.error(), Some(NO_ERROR), "the client is told");
+            break;
+        }
+        assert_eq!(answer.error(), Some(PROTOCOL_ERROR));
+        stream += 2;
+    }
+    assert!((120..200).contains(&stream), "{stream}");
+    upstream.release();
+    let answer = raw.wait("the other user's answer", |f| {
+        f.kind == HEADERS && f.stream == 1
+    });
+    assert_eq!(answer.status(), Some(200));
+    assert!(raw.closes(Duration::from_secs(3)));
+    gateway.wait_metric(&closed("excess"), |count| count == 1.0);
+}
+
+#[test]
+fn a_flood_of_streams_that_break_the_protocol_ends_its_connection() {
+    let upstream = Upstream::start();
+    let gateway = Conf::of(&[upstream.url()]).start();
+    let mut raw = Raw::connect(gateway.addr());
+    let bad = [get("/s/x"), vec![("connection", "close")]].concat();
+    let memory = gateway.memory_kb();
+    let attack = |round: u32| -> Vec<Frame> {
+        let streams = (0..200).map(|at| 2 * (200 * round + at) + 1);
+        streams
+            .map(|stream| headers(stream, END_STREAM | END_HEADERS, &bad))
+            .collect()
+    };
+    let error = others_are_served_during(gateway.addr(), || until_it_ends(&mut raw, attack, 1000));
+    assert!(
+        matches!(error, None | Some(NO_ERROR | ENHANCE_YOUR_CALM)),
+        "{error:?}"
+    );
+    gateway.wait_metric(&closed("excess"), |count| count == 1.0);
+    let grown = gateway.memory_kb().saturating_sub(memory);
+    assert!(grown < 24 << 10, "{grown} KiB");
+}
+
+#[test]
+fn who_takes_an_answer_of_our_own_octet_by_octet_is_not_waited_for() {
+    let body = "x".repeat(2000);
+    let upstream = Upstream::start_with(move |_| {
+        Reply::status(200)
+            .header("Cache-Control", "max-age=60")
+            .body(body.clone())
+    });
+    let gateway = Conf::of(&[upstream.url()])
+        .top("server", "{ client_timeout: 1s }")
+        .route("cache", "{}")
+        .start();
+    let is_hit = || {
+        let kept = Request::get("/s/kept").host("a"); // as `get` has it
+        let response = kept.send_to(gateway.addr());
+        let status = response.header("cache-status").unwrap_or_default();
+        status.contains("hit")
+    };
+    wait_until("it is kept", is_hit);
+    for target in ["/nowhere", "/s/kept"] {
+        let mut raw = Raw::connect_with(gateway.addr(), &setting(4, 0));
+        raw.frame(&headers(1, END_STREAM | END_HEADERS, &get(target)));
+        raw.wait("a head", |f| f.kind == HEADERS && f.stream == 1);
+        let (since, mut ended) = (Instant::now(), None);
+        while ended.is_none() && since.elapsed() < Duration::from_secs(20) {
+            raw.frame(&Frame::new(WINDOW_UPDATE, 0, 1, 1u32.to_be_bytes()));
+            ended = raw.find(Duration::from_millis(300), |f| f.kind == RST_STREAM);
+        }
+        let took = since.elapsed();
+        assert!(ended.is_some(), "{target} goes on");
+        assert!(took < Duration::from_secs(8), "{target}: {took:?}");
+        assert!(raw.is_alive(), "its connection goes on");
+    }
+}
+
+#[test]
 fn a_few_requests_that_are_none_now_and_then_end_nothing() {
     let upstream = Upstream::start();
     let gateway = Conf::of(&[upstream.url()]).start();

@@ -83,6 +83,46 @@ fn who_takes_nothing_does_not_hold_up_a_drain_for_longer_than_a_client_may_take(
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
+/// A client whose streams have no window, so that an answer lies ready for it, and that asks for the answers to PINGs, more
+/// than the least rate comes to. How long until the connection ends.
+fn ping_on(gateway: &Gateway, begun: impl FnOnce()) -> Option<Duration> {
+    let mut raw = Raw::connect_with(gateway.addr(), &setting(4, 0));
+    let bad = [get("/s/x"), vec![("host", "b")]].concat();
+    raw.frame(&headers(1, END_STREAM | END_HEADERS, &bad));
+    raw.wait("a refusal", |f| f.kind == HEADERS && f.stream == 1);
+    begun();
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(10) {
+        raw.frame(&Frame::new(PING, 0, 0, b"01234567"));
+        while raw.read(Duration::from_millis(7)).is_some() {}
+        if raw.is_closed() {
+            return Some(since.elapsed());
+        }
+    }
+    None
+}
+
+#[test]
+fn who_asks_for_pings_and_takes_no_answer_is_not_waited_for() {
+    for rate in ["1KiB", "0B"] {
+        let server =
+            format!("{{ client_timeout: 1s, keepalive_timeout: 300ms, min_body_rate: {rate} }}");
+        let (_upstream, gateway) = start(&server);
+        let took = ping_on(&gateway, || {});
+        assert!(
+            took.is_some_and(|took| took < Duration::from_secs(6)),
+            "{took:?}"
+        );
+    }
+    let (_upstream, gateway) = start("{ client_timeout: 1s }");
+    let took = ping_on(&gateway, || gateway.signal(TERM));
+    assert!(
+        took.is_some_and(|took| took < Duration::from_secs(6)),
+        "{took:?}"
+    );
+    assert_eq!(gateway.wait_exit(Duration::from_secs(5)), Some(0));
+}
+
 #[test]
 fn a_request_that_was_queued_behind_the_answer_to_our_ping_is_served() {
     let upstream = Upstream::start();

@@ -4,10 +4,11 @@
 //!
 //! The bytes are followed frame by frame (RFC 9113, section 4.1): nine octets are read of each, the rest is skipped.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use super::Ended;
+use super::outgoing::Sent;
 
 /// Follows what the client sends.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct Meter {
     ended_block: bool,
     /// Where in the octets at hand the first whole answer to a PING begins.
     pong: Option<usize>,
+    /// That have come since h2 was last let write.
+    frames: u32,
     resets: Allowance,
     control: Allowance,
     windows: Allowance,
@@ -46,8 +49,10 @@ pub struct Signs {
     /// When h2 is to learn that it has heard us, like `block_since`.
     pong_at: AtomicU64,
     may_have_pong: AtomicBool,
-    /// Octets that the kernel has taken.
-    sent: AtomicU64,
+    /// Octets of answers that the kernel has taken.
+    answers: AtomicU64,
+    /// Streams that were reset for what their client did, and that the connection has not seen.
+    faults: AtomicU32,
     /// Everything was said: nothing is missing but the client's end.
     is_closing: AtomicBool,
     /// That is not waited for any longer.
@@ -83,6 +88,9 @@ const END_HEADERS: u8 = 4;
 /// this much later.
 const AFTER_PONG: Duration = Duration::from_millis(100);
 
+/// See [`Meter::is_turn_over`].
+const FRAMES_A_TURN: u32 = 128;
+
 /// Octets that we send for which a client may send one WINDOW_UPDATE: who acknowledges every small frame is no attacker.
 const OCTETS_A_WINDOW: usize = 256;
 
@@ -98,6 +106,7 @@ impl Meter {
             ends_block: false,
             ended_block: false,
             pong: None,
+            frames: 0,
             // A page that is left cancels what it has asked for: a hundred at once.
             resets: Allowance::new(200, 20),
             // PING, SETTINGS, PRIORITY and what is unknown. gRPC measures its path with PINGs.
@@ -145,6 +154,16 @@ impl Meter {
         self.pong
     }
 
+    /// Whether so many frames have come since this was last said that h2 has to write something before it reads on: what a
+    /// frame costs us shows when it is answered.
+    pub fn is_turn_over(&mut self) -> bool {
+        let is_over = self.frames >= FRAMES_A_TURN;
+        if is_over {
+            self.frames = 0;
+        }
+        is_over
+    }
+
     /// Whether another frame could stand here.
     pub fn is_between_frames(&self) -> bool {
         self.have == 0 && self.skip == 0 && !self.in_block
@@ -163,6 +182,7 @@ impl Meter {
     fn frame(&mut self, signs: &Signs) {
         let [a, b, c, kind, flags, ..] = self.head;
         self.skip = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        self.frames += 1;
         let (allowance, of) = match kind {
             DATA => return,
             HEADERS | CONTINUATION => {
@@ -202,7 +222,8 @@ impl Signs {
             is_leaving: AtomicBool::new(false),
             pong_at: AtomicU64::new(0),
             may_have_pong: AtomicBool::new(false),
-            sent: AtomicU64::new(0),
+            answers: AtomicU64::new(0),
+            faults: AtomicU32::new(0),
             is_closing: AtomicBool::new(false),
             has_given_up: AtomicBool::new(false),
         }
@@ -257,12 +278,24 @@ impl Signs {
         self.may_have_pong.load(Relaxed)
     }
 
-    pub fn sent(&self, octets: usize) {
-        self.sent.fetch_add(octets as u64, Relaxed);
+    pub fn sent(&self, sent: Sent) {
+        self.answers.fetch_add(sent.answers, Relaxed);
+        if sent.faults > 0 {
+            self.faults.fetch_add(sent.faults, Relaxed);
+            self.is_news.store(true, Relaxed);
+        }
     }
 
-    pub fn octets_sent(&self) -> u64 {
-        self.sent.load(Relaxed)
+    pub fn answers_sent(&self) -> u64 {
+        self.answers.load(Relaxed)
+    }
+
+    pub fn faults(&self) -> u32 {
+        self.faults.load(Relaxed)
+    }
+
+    pub fn take_faults(&self) -> u32 {
+        self.faults.swap(0, Relaxed)
     }
 
     pub fn closes(&self) {

@@ -4,6 +4,7 @@
 
 mod body;
 mod meter;
+mod outgoing;
 mod rest;
 mod session;
 mod wire;
@@ -71,7 +72,7 @@ pub enum Ended {
     WindowUpdates = 3,
     /// Requests that are none.
     Malformed = 4,
-    /// What h2 counts: CONTINUATION, empty DATA, streams that break the protocol.
+    /// What h2 counts: CONTINUATION, empty DATA, resets; and streams that break the protocol.
     Excess = 5,
     Protocol = 6,
     SlowHead = 7,
@@ -94,8 +95,8 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Of each answer, for a client that does not take it.
 const SEND_BUFFER: usize = 64 << 10;
 
-/// Streams that h2 has to reset because they break the protocol, before it ends the connection. The same number of
-/// requests is refused as malformed, and [`FAULTS_A_SECOND`] more: a connection of a proxy has many users, for long.
+/// Requests that are none, and streams that h2 has to reset because they break the protocol; and [`FAULTS_A_SECOND`] more: a
+/// connection of a proxy has many users, for long.
 const FAULTS: usize = 64;
 const FAULTS_A_SECOND: u32 = 1;
 
@@ -146,7 +147,8 @@ impl Http2Config {
             .max_send_buffer_size(SEND_BUFFER)
             .max_concurrent_reset_streams(FAULTS)
             .max_pending_accept_reset_streams(FAULTS)
-            .max_local_error_reset_streams(Some(FAULTS));
+            // Its own count does not grow, and ends what others have under way: `Serving::fault` has another.
+            .max_local_error_reset_streams(None);
         enabled.then(|| Http2 {
             builder,
             max_streams: max_streams as usize,
@@ -187,8 +189,10 @@ struct Serving<'a> {
     signs: Arc<Signs>,
     shutdown: ShutdownWatch,
     streams: JoinSet<()>,
-    /// For requests that are none.
-    malformed: Allowance,
+    /// For requests that are none, and streams that break the protocol.
+    faults: Allowance,
+    /// Streams that were refused here, and whose reset is no fault.
+    refused: u32,
     /// Why it asks no more here, if we were not to be expected to end it.
     ended: Option<Ended>,
     rest: Rest,
@@ -236,7 +240,8 @@ pub async fn serve(front: &Arc<Front>, stream: Stream, first: BytesMut, shutdown
         signs,
         shutdown,
         streams: JoinSet::new(),
-        malformed: Allowance::new(FAULTS as u32, FAULTS_A_SECOND),
+        faults: Allowance::new(FAULTS as u32, FAULTS_A_SECOND),
+        refused: 0,
         ended: None,
         rest,
         is_taking: false,
@@ -284,8 +289,8 @@ impl Serving<'_> {
                 () = news(&self.signs) => {}
                 () = timer.as_mut() => {}
             }
-            if let Some(flood) = self.signs.flood() {
-                return self.end(flood).await;
+            if let Some(ended) = self.signs.flood().or_else(|| self.count_faults()) {
+                return self.end(ended).await;
             }
             if self.signs.is_closing() && self.leaving_since.is_none() {
                 self.leaving_since = Some(Instant::now());
@@ -311,7 +316,7 @@ impl Serving<'_> {
         let in_h2 = self.connection.has_streams();
         let look = self
             .rest
-            .look(in_h2, self.signs.octets_sent(), &self.front.times(), now);
+            .look(in_h2, self.signs.answers_sent(), &self.front.times(), now);
         let was_taking = std::mem::replace(&mut self.is_taking, look == Look::Taking);
         if self.is_taking || (was_taking && look == Look::AllTaken) {
             self.idle_since = now;
@@ -368,8 +373,9 @@ impl Serving<'_> {
         }
         // A stream that its client has reset may still have work to finish: that is no way to more work than allowed.
         if self.ended.is_some() || self.streams.len() >= 2 * self.max_streams {
+            self.refused += 1;
             respond.send_reset(Reason::REFUSED_STREAM);
-            return self.ended.filter(|_| !self.malformed.take());
+            return self.ended.filter(|_| !self.faults.take());
         }
         let (head, body) = request.into_parts();
         let (method, is_grpc) = (head.method.clone(), crate::reply::is_grpc(&head.headers));
@@ -388,15 +394,35 @@ impl Serving<'_> {
                 let refusal = Refusal::from(fault);
                 self.front
                     .refuse_stream(respond, &refusal, &method, is_grpc, &self.digest);
-                if matches!(refusal, Refusal::Malformed(_)) && !self.malformed.take() {
-                    // What is under way may be another user's. Who goes on asking all the same is not waited for.
-                    self.ended = Some(Ended::Malformed);
-                    self.malformed = Allowance::new(FAULTS as u32, 0);
-                    self.leave();
+                if matches!(refusal, Refusal::Malformed(_)) {
+                    return self.fault(Ended::Malformed);
                 }
             }
         }
         None
+    }
+
+    /// Streams that h2 has reset since the last look. Returns why the connection has to end at once, if it has to.
+    fn count_faults(&mut self) -> Option<Ended> {
+        let reset = self.signs.take_faults();
+        let own = self.refused.min(reset);
+        self.refused -= own;
+        (own..reset).find_map(|_| self.fault(Ended::Excess))
+    }
+
+    /// One more than there should be. Returns why the connection has to end at once, if it has to.
+    fn fault(&mut self, why: Ended) -> Option<Ended> {
+        if self.faults.take() {
+            return None;
+        }
+        if self.ended.is_none() {
+            // What is under way may be another user's. Who goes on all the same is not waited for.
+            self.ended = Some(why);
+            self.faults = Allowance::new(FAULTS as u32, 0);
+            self.leave();
+            return None;
+        }
+        self.ended
     }
 
     async fn end(&mut self, ended: Ended) -> Option<Ended> {

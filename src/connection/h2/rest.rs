@@ -13,6 +13,21 @@ pub struct Rest {
     socket: RawFd,
     /// There was something at the last look.
     taking: Option<Taking>,
+    answers: Answers,
+}
+
+/// How far the client has taken its answers. What else is sent to it, such as the answers to its PINGs, is no progress:
+/// who asks for that all the time would never be done.
+#[derive(Debug, Default)]
+struct Answers {
+    /// Their octets at the last look.
+    sent: Option<u64>,
+    /// What the kernel had been given then, from its beginning on: they are in it.
+    until: u64,
+    /// What was acknowledged at the last look, of whatever.
+    acked: u64,
+    /// Of these octets; never more than there are.
+    taken: u64,
 }
 
 /// What a look has found.
@@ -30,15 +45,18 @@ impl Rest {
         Self {
             socket,
             taking: None,
+            answers: Answers::default(),
         }
     }
 
-    /// `in_h2`: something waits there. `sent`: octets that the kernel has taken, where it does not tell what became of them.
-    pub fn look(&mut self, in_h2: bool, sent: u64, times: &Times, now: Instant) -> Look {
-        let info = get_tcp_info(self.socket).ok();
-        let in_kernel = info
-            .as_ref()
-            .is_some_and(|info| info.tcpi_unacked > 0 || info.tcpi_notsent_bytes > 0);
+    /// `in_h2`: something waits there. `answers`: their octets that the kernel has taken.
+    pub fn look(&mut self, in_h2: bool, answers: u64, times: &Times, now: Instant) -> Look {
+        // One that is not TCP does not tell what became of what it has taken.
+        let kernel = get_tcp_info(self.socket).ok().map(|info| Kernel {
+            is_empty: info.tcpi_unacked == 0 && info.tcpi_notsent_bytes == 0,
+            sent: Sent::of(&info),
+        });
+        let in_kernel = self.answers.follow(answers, kernel);
         if !in_h2 && !in_kernel {
             self.taking = None;
             return Look::AllTaken;
@@ -50,7 +68,7 @@ impl Rest {
         };
         let sent = Sent {
             written: u64::MAX, // there is more to come until all is taken
-            acked: info.map_or(sent, |info| info.tcpi_bytes_acked),
+            acked: self.answers.taken,
         };
         let socket = self.socket;
         let taking = self.taking.get_or_insert_with(|| Taking::new(socket, rate));
@@ -58,6 +76,36 @@ impl Rest {
             Ok(()) => Look::Taking,
             Err(TooSlow) => Look::TooSlow,
         }
+    }
+}
+
+/// What the kernel says of a connection.
+struct Kernel {
+    is_empty: bool,
+    sent: Sent,
+}
+
+// === impl Answers ===
+
+impl Answers {
+    /// Whether some of them are in the kernel, not acknowledged yet.
+    fn follow(&mut self, sent: u64, kernel: Option<Kernel>) -> bool {
+        let Some(Kernel {
+            is_empty,
+            sent: Sent { written, acked },
+        }) = kernel
+        else {
+            self.taken = sent;
+            return false;
+        };
+        if self.sent != Some(sent) {
+            self.sent = Some(sent);
+            self.until = written;
+        }
+        let more = acked.saturating_sub(self.acked);
+        self.acked = acked;
+        self.taken = sent.min(self.taken + more);
+        !is_empty && acked < self.until
     }
 }
 
@@ -91,5 +139,30 @@ mod tests {
             assert_eq!(rest.look(true, enough, &times, at(10)), Look::TooSlow);
             assert_eq!(rest.look(false, enough, &times, at(11)), Look::AllTaken);
         }
+    }
+
+    /// `written` and `acked` by the kernel, of which `answers` are such.
+    fn follow(answers: &mut Answers, sent: u64, written: u64, acked: u64) -> (bool, u64) {
+        let kernel = Kernel {
+            is_empty: written == acked,
+            sent: Sent { written, acked },
+        };
+        let in_kernel = answers.follow(sent, Some(kernel));
+        (in_kernel, answers.taken)
+    }
+
+    #[test]
+    fn who_asks_for_pings_takes_no_answer_with_them() {
+        let mut answers = Answers::default();
+        assert_eq!(follow(&mut answers, 1000, 1100, 500), (true, 500));
+        assert_eq!(follow(&mut answers, 1000, 1500, 1200), (false, 1000));
+        for pings in 1..5 {
+            let written = 1500 + 17 * pings;
+            let seen = follow(&mut answers, 1000, written, written - 17);
+            assert_eq!(seen, (false, 1000), "all of it was there long before");
+        }
+        // And what is new is waited for.
+        assert_eq!(follow(&mut answers, 1200, 1800, 1600), (true, 1049));
+        assert_eq!(follow(&mut answers, 1200, 1800, 1800), (false, 1200));
     }
 }

@@ -10,7 +10,9 @@ use bytes::{Buf, BytesMut};
 use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::FAULTS;
 use super::meter::{Meter, PONG, Signs};
+use super::outgoing::Outgoing;
 use crate::connection::LINGER_BYTES;
 
 pub struct Wire {
@@ -18,6 +20,7 @@ pub struct Wire {
     /// What was read before it was known to be HTTP/2.
     first: BytesMut,
     meter: Meter,
+    outgoing: Outgoing,
     signs: Arc<Signs>,
     /// The answer to the PING behind our GOAWAY, which h2 is not to have yet.
     pong: Option<[u8; PONG]>,
@@ -31,6 +34,7 @@ impl Wire {
             stream,
             first,
             meter: Meter::new(),
+            outgoing: Outgoing::default(),
             signs,
             pong: None,
             discarded: 0,
@@ -68,6 +72,17 @@ impl Wire {
         true
     }
 
+    /// The first so many of these octets were sent.
+    fn has_sent(&mut self, octets: usize, bufs: &[io::IoSlice<'_>]) {
+        self.meter.sent(octets);
+        let mut left = octets;
+        for buf in bufs {
+            let here = left.min(buf.len());
+            self.signs.sent(self.outgoing.write(&buf[..here]));
+            left -= here;
+        }
+    }
+
     /// Ready when the client has ended its side. A client that reads an answer sends frames meanwhile: closed under them, the
     /// connection would be reset, and what is on its way would be lost. [`Signs::give_up`] bounds it.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -91,8 +106,12 @@ impl AsyncRead for Wire {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // Nothing more is wanted of it: its connection finds the sign when h2 waits.
-        if this.signs.flood().is_some() {
+        // Nothing more is wanted of it, or not yet: its connection finds the sign when h2 waits.
+        if this.signs.flood().is_some() || this.signs.faults() > FAULTS as u32 {
+            return Poll::Pending;
+        }
+        if this.meter.is_turn_over() {
+            cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let before = buf.filled().len();
@@ -124,8 +143,7 @@ impl AsyncWrite for Wire {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let sent = ready!(Pin::new(&mut this.stream).poll_write(cx, buf))?;
-        this.meter.sent(sent);
-        this.signs.sent(sent);
+        this.has_sent(sent, &[io::IoSlice::new(buf)]);
         Poll::Ready(Ok(sent))
     }
 
@@ -136,8 +154,7 @@ impl AsyncWrite for Wire {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let sent = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bufs))?;
-        this.meter.sent(sent);
-        this.signs.sent(sent);
+        this.has_sent(sent, bufs);
         Poll::Ready(Ok(sent))
     }
 

@@ -115,6 +115,7 @@ impl Session {
             };
             self.is_reset = reset.is_ready();
         }
+        self.poll_behind(cx);
         // Once the answer has begun, what was to be changed is changed.
         let goes_on = (self.survives_reset && self.written.is_none())
             || (self.is_reset && self.cut.goes_on_anyway(cx))
@@ -229,6 +230,9 @@ impl server::Session for Session {
     async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
         poll_fn(|cx| self.cut.poll_held(cx)).await;
         if let Some(room) = self.cut.ahead.room() {
+            if self.is_reset {
+                return Ok(()); // the fetch goes on, for others
+            }
             let kept: usize = self.behind.iter().map(Bytes::len).sum();
             if kept + data.len() <= room {
                 self.behind.push_back(data);

@@ -1,7 +1,8 @@
 //! How an answer's body goes out: as the client makes room for it, or, where others wait for the answer, ahead of that.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use pingora::{Error, ErrorType, OrErr, Result};
@@ -81,6 +82,24 @@ impl Session {
         self.sent += len;
         self.ended = is_last;
         Ok(())
+    }
+
+    /// Sends what there is room for, while nothing else is written; for a client that has reset the stream nothing is kept.
+    pub(super) fn poll_behind(&mut self, cx: &mut Context<'_>) {
+        if self.behind.is_empty() || self.cut.ahead.room().is_none() {
+            return;
+        }
+        if self.is_reset {
+            self.behind = VecDeque::new();
+            return;
+        }
+        self.send_ahead();
+        while let (false, Some(writer)) = (self.behind.is_empty(), &mut self.writer) {
+            let Poll::Ready(Some(Ok(1..))) = writer.poll_capacity(cx) else {
+                return;
+            };
+            self.send_ahead();
+        }
     }
 
     /// Sends what there is room for. That a client has gone shows at the end.
