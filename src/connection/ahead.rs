@@ -150,6 +150,14 @@ impl Untaken {
         }
     }
 
+    /// Sends what there is room for, while nothing else is written.
+    pub fn send(&mut self, stream: &mut Stream, cx: &mut Context<'_>) {
+        if !self.octets.is_empty() {
+            // All is well, whatever came of it: the fetch goes on.
+            let _ = self.poll_flush(Some(0), stream, cx);
+        }
+    }
+
     /// Sends what was kept.
     fn poll_send(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.is_gone {

@@ -113,19 +113,18 @@ impl Guard {
         guard.relay.as_ref().map(Relay::link)
     }
 
-    /// The connection itself, once the request is over, and whether some of the next one came and was not kept.
+    /// The connection itself, once the request is over, and whether it ends with it: some of the next one came and was not
+    /// kept, or of the answer.
     pub fn unwrap(stream: Stream) -> (Stream, bool) {
         if !stream.as_any().is::<Self>() {
             return (stream, false);
         }
         match stream.into_any().downcast::<Self>() {
-            // What its client has not taken goes out before anything else.
-            Ok(guard) if guard.keeps_something() => {
-                let has_more = guard.behind == Behind::More;
-                let stream: Stream = guard;
-                (stream, has_more)
+            // Pingora has flushed it. What is kept all the same for a client is lost: then nothing comes behind it.
+            Ok(guard) => {
+                let ends = guard.behind == Behind::More || guard.keeps_something();
+                (guard.stream, ends)
             }
-            Ok(guard) => (guard.stream, guard.behind == Behind::More),
             Err(_) => unreachable!("it was looked at just now"),
         }
     }
@@ -241,6 +240,16 @@ impl AsyncRead for Guard {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.ask_cut()?;
+        if let Self {
+            stream,
+            ahead: Some((cut, kept)),
+            ..
+        } = &mut *self
+            && cut.ahead.room().is_some()
+        {
+            // What there is room for now goes out, although nothing more is written.
+            kept.send(stream, cx);
+        }
         if self.behind != Behind::Nothing {
             return Poll::Pending; // the moment wakes the task
         }

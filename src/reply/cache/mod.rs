@@ -5,6 +5,7 @@
 //! lets one ask for all, asks for stale answers anew, and gives them where there is no new one. `freshness` decides what
 //! may be kept and for whom, `key` what tells one answer from another, `invalid` what is out of date.
 
+mod alone;
 mod conditional;
 mod config;
 mod directives;

@@ -15,11 +15,12 @@ use pingora_cache::{
 };
 use pingora_proxy::{RangeType, Session};
 
+use super::alone::ALONE;
 use super::conditional::{self, Part};
 use super::entry::{self, Entry, Head, unix_millis};
 use super::freshness::{Exchange, NotKept};
 use super::status::{self, Outcome};
-use super::storage::{ALONE, FOR_NOW, PREDICTED, WAY, key, meta};
+use super::storage::{FOR_NOW, PREDICTED, WAY, key, meta};
 use super::{Cached, Kept, suits};
 use crate::connection::here;
 use crate::context::Ctx;
@@ -103,12 +104,15 @@ pub fn asks(session: &mut Session, ctx: &mut Ctx) {
 }
 
 /// What is not kept is its client's alone.
-pub fn release(session: &mut Session, ctx: &Ctx) {
-    if ctx
-        .cached
-        .as_ref()
-        .is_some_and(|cached| cached.kept != Kept::Yes)
-    {
+pub fn release(session: &mut Session, ctx: &mut Ctx) {
+    let Some(cached) = &mut ctx.cached else {
+        return;
+    };
+    // Pingora knows it better where it is too large, or may be.
+    if cached.kept == Kept::Yes && !session.cache.enabled() {
+        cached.kept = Kept::No(NoCacheReason::ResponseTooLarge);
+    }
+    if cached.kept != Kept::Yes {
         here::cut().ahead.end();
         session.set_abort_on_close(true);
     }
@@ -203,9 +207,8 @@ pub fn judge_answer(session: &Session, response: &ResponseHeader, ctx: &mut Ctx)
     if !session.cache.bypassing() || is_whole {
         cached.kept = Kept::Yes;
     }
-    match is_renewed || cached.kept != Kept::Yes {
-        true => here::cut().ahead.end(),
-        false => here::cut().ahead.run(cached.largest),
+    if is_renewed || cached.kept != Kept::Yes {
+        here::cut().ahead.end();
     }
     let head = Head {
         status,

@@ -3,7 +3,6 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -14,7 +13,6 @@ use once_cell::sync::Lazy;
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType, Result};
 use pingora_cache::key::{CacheHashKey, CacheKey};
-use pingora_cache::lock::{CacheKeyLock, CacheLock, LockStatus, Locked, WritePermit};
 use pingora_cache::predictor::Predictor;
 use pingora_cache::storage::{HandleHit, HandleMiss, MissFinishType};
 use pingora_cache::trace::SpanHandle;
@@ -31,15 +29,9 @@ pub struct Way;
 
 pub static WAY: Way = Way;
 
-/// Who asks for what others ask for waits for them.
-pub static ALONE: Lazy<Alone> = Lazy::new(|| Alone(CacheLock::new(LONGEST_FILL)));
-
 /// What was not to be kept the last time is not waited for the next time.
 pub static PREDICTED: Lazy<Predictor<16>> =
     Lazy::new(|| Predictor::new(MOST_PREDICTED, Some(is_for_now)));
-
-/// After this another one may ask, too.
-const LONGEST_FILL: Duration = Duration::from_secs(10);
 
 /// Keys that are known not to be kept, for each of 16 shards.
 const MOST_PREDICTED: usize = 2048;
@@ -68,9 +60,6 @@ struct Fill {
 
 /// While it is there, the client is not waited for.
 struct RunsAhead(Arc<Cut>);
-
-/// [`CacheLock`], but that nobody waits in vain one after the other.
-pub struct Alone(CacheLock);
 
 // === impl Way ===
 
@@ -113,13 +102,14 @@ impl Storage for Way {
             .fields
             .get(CONTENT_LENGTH)
             .and_then(|length| length.to_str().ok()?.parse().ok());
+        hold(wanted, length.unwrap_or_default())?;
         Ok(Box::new(Fill {
             wanted: wanted.clone(),
             head: head.clone(),
-            // Not more than may come: `largest` was looked at.
+            // Not more than there is room for.
             body: BytesMut::with_capacity(length.unwrap_or_default()),
             length,
-            _ahead: RunsAhead(here::cut()),
+            _ahead: RunsAhead::begin(wanted),
         }))
     }
 
@@ -155,7 +145,7 @@ impl Storage for Way {
     }
 }
 
-fn wanted(key: &CacheKey) -> Option<&Arc<Wanted>> {
+pub fn wanted(key: &CacheKey) -> Option<&Arc<Wanted>> {
     key.extensions.get()
 }
 
@@ -217,6 +207,9 @@ impl HandleHit for Kept {
 #[async_trait]
 impl HandleMiss for Fill {
     async fn write_body(&mut self, data: Bytes, _: bool) -> Result<()> {
+        if self.length.is_none() {
+            hold(&self.wanted, data.len())?;
+        }
         self.body.extend_from_slice(&data);
         Ok(())
     }
@@ -250,26 +243,27 @@ impl HandleMiss for Fill {
     }
 }
 
-impl Drop for RunsAhead {
-    fn drop(&mut self) {
-        self.0.ahead.end();
+/// # Errors
+/// When so much is held already for fetches that are under way, and for clients that do not take what they bring: the answer
+/// goes its way, and is not kept.
+fn hold(wanted: &Wanted, octets: usize) -> Result<()> {
+    match wanted.hold(octets) {
+        true => Ok(()),
+        false => Error::e_explain(ErrorType::InternalError, "too much is being kept at once"),
     }
 }
 
-// === impl Alone ===
-
-impl CacheKeyLock for Alone {
-    fn lock(&self, key: &CacheKey, stale_writer: bool) -> Locked {
-        self.0.lock(key, stale_writer)
+impl RunsAhead {
+    fn begin(wanted: &Wanted) -> Self {
+        let cut = here::cut();
+        cut.ahead.run(wanted.store.largest);
+        Self(cut)
     }
+}
 
-    fn release(&self, key: &CacheKey, permit: WritePermit, reason: LockStatus) {
-        let is_in_vain = || wanted(key).is_some_and(|wanted| wanted.is_for_me_alone.load(Relaxed));
-        let reason = match reason {
-            LockStatus::Done | LockStatus::TransientError if is_in_vain() => LockStatus::GiveUp,
-            reason => reason,
-        };
-        self.0.release(key, permit, reason);
+impl Drop for RunsAhead {
+    fn drop(&mut self) {
+        self.0.ahead.end();
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use http::HeaderMap;
 use parking_lot::Mutex;
@@ -25,6 +26,10 @@ pub struct Store {
     own: Memory<u64, bool>,
     hasher: ahash::RandomState,
     pub invalid: Invalid,
+    /// One answer's octets.
+    pub largest: usize,
+    /// For answers on their way.
+    pub under_way: Room,
     pub metrics: CacheMetrics,
     /// Where answers stand for other processes, too.
     pub tier: Option<Arc<Tier>>,
@@ -46,6 +51,14 @@ pub enum Purge<'a> {
     Prefix(&'a str),
     Tag(&'a str),
 }
+
+/// Octets that are left for answers that are being fetched, or that a client has not taken yet: each of them counts once, and
+/// may be held twice. Beside what is kept, and as bounded.
+#[derive(Debug)]
+pub struct Room(AtomicUsize);
+
+/// Of the octets of the tier: no answer is larger.
+const SHARE_UNDER_WAY: u64 = 4;
 
 /// Variants of one key; the oldest gives way.
 const MOST_VARIANTS: usize = 16;
@@ -77,6 +90,8 @@ impl Store {
             own: memory(MOST_OWN),
             hasher,
             invalid: Invalid::default(),
+            largest: largest as usize,
+            under_way: Room(AtomicUsize::new((octets / SHARE_UNDER_WAY) as usize)),
             metrics,
             tier,
         }
@@ -249,6 +264,19 @@ impl Store {
         self.invalid.all(self.invalid.now());
         self.answers.clear();
         self.metrics.bytes.set(0);
+    }
+}
+
+// === impl Room ===
+
+impl Room {
+    pub fn take(&self, octets: usize) -> bool {
+        let without = |left: usize| left.checked_sub(octets);
+        self.0.fetch_update(Relaxed, Relaxed, without).is_ok()
+    }
+
+    pub fn give_back(&self, octets: usize) {
+        self.0.fetch_add(octets, Relaxed);
     }
 }
 

@@ -1,7 +1,7 @@
 //! What one request wants of the cache: carried with Pingora's key through its phases, and to who waits and who fills.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use http::HeaderMap;
 use parking_lot::Mutex;
@@ -32,6 +32,9 @@ pub struct Wanted {
     pub is_for_me_alone: AtomicBool,
     /// What was found, and is being renewed.
     stale: Mutex<Option<Arc<Entry>>>,
+    /// Octets of its answer that are held until the request is over: for the store, and for a client that does not take them
+    /// as fast as they come.
+    held: AtomicUsize,
 }
 
 impl Wanted {
@@ -58,6 +61,7 @@ impl Wanted {
             prefix: cache.prefix.clone(),
             is_for_me_alone: AtomicBool::new(false),
             stale: Mutex::new(None),
+            held: AtomicUsize::new(0),
         }
     }
 
@@ -152,5 +156,20 @@ impl Wanted {
     /// The backend is asked now.
     pub fn asks(&self) {
         self.since.store(self.store.invalid.now(), Relaxed);
+    }
+
+    /// Whether there is room for so many octets more.
+    pub fn hold(&self, octets: usize) -> bool {
+        let has_room = self.store.under_way.take(octets);
+        if has_room {
+            self.held.fetch_add(octets, Relaxed);
+        }
+        has_room
+    }
+}
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.store.under_way.give_back(*self.held.get_mut());
     }
 }

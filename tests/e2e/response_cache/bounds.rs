@@ -69,6 +69,8 @@ fn an_answer_over_the_largest_passes_whole_and_is_not_kept() {
     for _ in 0..3 {
         let response = get(&gateway, "/s/x");
         assert_eq!((response.status, response.body.len()), (200, 40 << 10));
+        let told = response.header("cache-status").unwrap_or_default();
+        assert!(!told.contains("stored"), "{told}");
     }
     assert_eq!(backend.count(), 3);
     backend.set(|_| {

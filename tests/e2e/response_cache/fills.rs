@@ -95,12 +95,7 @@ fn a_client_that_does_not_read_does_not_keep_the_others_from_the_answer() {
             .body(body.clone())
     });
     let gateway = conf(&backend).start();
-    // The kernel takes as little for it as it can.
-    let lazy = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    lazy.set_recv_buffer_size(4096).unwrap();
-    lazy.connect(&gateway.addr().into()).unwrap();
-    let mut lazy = TcpStream::from(lazy);
-    lazy.write_all(&Request::get("/s/x").bytes()).unwrap();
+    let lazy = lazy(gateway.addr(), "/s/x");
     backend_has(&backend, 1);
     let began = Instant::now();
     for _ in 0..3 {
@@ -112,6 +107,53 @@ fn a_client_that_does_not_read_does_not_keep_the_others_from_the_answer() {
         began.elapsed()
     );
     drop(lazy);
+}
+
+/// A client for which the kernel takes as little as it can, and that asks for this.
+fn lazy(addr: SocketAddr, path: &str) -> TcpStream {
+    let lazy = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    lazy.set_recv_buffer_size(4096).unwrap();
+    lazy.connect(&addr.into()).unwrap();
+    let mut lazy = TcpStream::from(lazy);
+    lazy.write_all(&Request::get(path).bytes()).unwrap();
+    lazy
+}
+
+/// Answers of these many octets that may be kept.
+fn of_size(size: usize) -> Upstream {
+    let body = "x".repeat(size);
+    Upstream::start_with(move |_| {
+        Reply::status(200)
+            .header("Cache-Control", "max-age=60")
+            .body(body.clone())
+    })
+}
+
+#[test]
+fn what_clients_do_not_take_is_held_for_a_few_of_them_and_no_more() {
+    const CLIENTS: usize = 20;
+    let _alone = alone();
+    let backend = of_size(8 << 20);
+    let gateway = wide(&backend)
+        .top("cache", "{ memory: 32MiB, largest: 8MiB }")
+        .service("timeout", "60s")
+        .start();
+    let before = gateway.memory_kb();
+    let ask = |number| lazy(gateway.addr(), &format!("/s/{number}"));
+    let lazy: Vec<_> = (0..CLIENTS).map(ask).collect();
+    backend_has(&backend, CLIENTS);
+    // It fills meanwhile.
+    thread::sleep(Duration::from_secs(2));
+    let grown = gateway.memory_kb().saturating_sub(before) >> 10;
+    println!("measured: {grown} MiB for {CLIENTS} clients that take nothing of 8 MiB each");
+    assert!(grown < 64, "{grown} MiB");
+    drop(lazy);
+    // What they had is free again.
+    let again = within(Duration::from_secs(10), || {
+        let response = get(&gateway, "/s/again");
+        super::is_hit(&response).then_some(response.body.len())
+    });
+    assert_eq!(again, Some(8 << 20));
 }
 
 #[test]

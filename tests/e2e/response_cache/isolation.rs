@@ -42,6 +42,31 @@ impl Caller {
     }
 }
 
+/// On HTTP/2 a body needs no field that says so: what it was answered is for nobody else, whoever sends it on HTTP/1.
+#[test]
+fn an_answer_to_a_get_with_a_body_is_given_to_nobody_who_sends_none() {
+    use crate::support::http2::raw::{DATA, END_HEADERS, END_STREAM, Frame, Raw, get, headers};
+    let backend = Upstream::start_with(|request| {
+        let body = String::from_utf8_lossy(&request.body).into_owned();
+        Reply::json(json!({ "body": body })).header("Cache-Control", "public, max-age=60")
+    });
+    let gateway = conf(&backend).start();
+    let mut raw = Raw::connect(gateway.addr());
+    raw.frames(&[
+        headers(1, END_HEADERS, &get("/s/x")),
+        Frame::new(DATA, END_STREAM, 1, b"poison"),
+    ]);
+    let answer = raw.wait("an answer", |f| f.kind == DATA && f.stream == 1);
+    assert_eq!(answer.payload, br#"{"body":"poison"}"#);
+    let plain = Request::get("/s/x").host("a").send_to(gateway.addr());
+    assert_eq!(plain.json(), json!({"body": ""}));
+    let again = Request::get("/s/x").host("a").body("poison");
+    assert_eq!(
+        again.send_to(gateway.addr()).json(),
+        json!({"body": "poison"})
+    );
+}
+
 /// Users of two tenants, some with names that run into one another, and holders of keys that are named like users.
 fn callers() -> Vec<Caller> {
     vec![
