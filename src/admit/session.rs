@@ -45,11 +45,11 @@ impl Gateway {
         };
         self.audit_tokens(session, ctx, event, holder.as_ref(), reason);
         match outcome {
-            Ok(pair) => Ok(Admitted::Answered(Answer {
-                status: StatusCode::OK,
-                content_type: "application/json; charset=utf-8",
-                body: serde_json::to_vec(&pair).map_err(|_| Refusal::Internal)?,
-            })),
+            Ok(pair) => {
+                let pair = serde_json::to_vec(&pair).map_err(|_| Refusal::Internal)?;
+                let json = "application/json; charset=utf-8";
+                Ok(Admitted::Answered(Answer::new(StatusCode::OK, json, pair)))
+            }
             Err(reason) => {
                 if reason.is_suspicious() {
                     ctx.policies.auth.failed(ctx.client, ctx.start);

@@ -87,10 +87,12 @@ impl ServeHttp for Private {
         let Answer {
             status,
             content_type,
+            fields: _, // for clients
+            policy: _, // as well
             body,
         } = answer.unwrap_or_else(|| plain(StatusCode::NOT_FOUND));
         let is_head = method == Method::HEAD;
-        let mut response = Response::new(if is_head { Vec::new() } else { body.clone() });
+        let mut response = Response::new(if is_head { Vec::new() } else { body.to_vec() });
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -110,9 +112,5 @@ impl ServeHttp for Private {
 
 fn plain(status: StatusCode) -> Answer {
     let reason = status.canonical_reason().unwrap_or_default();
-    Answer {
-        status,
-        content_type: "text/plain; charset=utf-8",
-        body: format!("{reason}\n").into_bytes(),
-    }
+    Answer::new(status, "text/plain; charset=utf-8", format!("{reason}\n"))
 }

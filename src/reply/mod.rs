@@ -6,6 +6,7 @@ pub mod refusal;
 pub mod secure_headers;
 mod send;
 
+pub use cache::is_up_to_date as is_not_modified;
 pub use grpc::is_grpc;
 pub use refusal::Refusal;
 pub use send::{

@@ -29,6 +29,8 @@ pub enum Refusal {
     BadPath(&'static str),
     /// A header field has no meaning that we could go by.
     BadHeader(&'static str),
+    /// Neither has a parameter of the query.
+    BadQuery(&'static str),
     /// Neither has the body, where a policy needs to know what it says.
     BadBody(&'static str),
     /// The request does not look as its route's schemas have it.
@@ -102,6 +104,7 @@ impl Refusal {
             Refusal::Malformed(why) => (S::BAD_REQUEST, "BAD_REQUEST", (*why).into()),
             Refusal::BadPath(why)
             | Refusal::BadHeader(why)
+            | Refusal::BadQuery(why)
             | Refusal::BadBody(why)
             | Refusal::AmbiguousVenue(why) => (S::BAD_REQUEST, "BAD_REQUEST", (*why).into()),
             Refusal::Invalid(_) => (

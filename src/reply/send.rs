@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
-    TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, EXPECT,
+    RETRY_AFTER, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
@@ -26,7 +26,11 @@ use crate::context::Ctx;
 pub struct Answer {
     pub status: StatusCode,
     pub content_type: &'static str,
-    pub body: Vec<u8>,
+    /// Beside that.
+    pub fields: HeaderMap,
+    /// In place of the Content-Security-Policy of all others.
+    pub policy: Option<HeaderValue>,
+    pub body: Bytes,
 }
 
 /// The answer was given before, to the same write.
@@ -44,6 +48,24 @@ const PIECE: usize = 64 << 10;
 /// How long a connection lingers after an answer that its client may not read before it has sent everything: closing
 /// at once would reset it, and take the answer away.
 const LINGER: Duration = Duration::from_secs(2);
+
+// === impl Answer ===
+
+impl Answer {
+    pub fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
+        Self {
+            status,
+            content_type,
+            fields: HeaderMap::new(),
+            policy: None,
+            body: body.into(),
+        }
+    }
+
+    pub fn add(&mut self, name: HeaderName, value: HeaderValue) {
+        self.fields.insert(name, value);
+    }
+}
 
 /// Refuses a request. Where it is safe the connection stays open.
 pub async fn refuse(
@@ -92,12 +114,19 @@ pub async fn refuse(
 
 /// Answers a request.
 pub async fn answer(session: &mut Session, ctx: &mut Ctx, answer: Answer) -> pingora::Result<()> {
-    let mut fields = HeaderMap::with_capacity(16);
-    fields.insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
+    let Answer {
+        status,
+        content_type,
+        mut fields,
+        policy,
+        body,
+    } = answer;
+    fields.reserve(16);
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     if let Some(standing) = &ctx.standing {
         standing.stamp(&mut fields);
     }
-    write(session, ctx, answer.status, fields, answer.body).await
+    write_under(policy, session, ctx, status, fields, body).await
 }
 
 /// Answers a request as the same one was answered before.
@@ -175,6 +204,18 @@ async fn write(
     session: &mut Session,
     ctx: &Ctx,
     status: StatusCode,
+    fields: HeaderMap,
+    body: impl Into<Bytes>,
+) -> pingora::Result<()> {
+    write_under(None, session, ctx, status, fields, body).await
+}
+
+/// `policy`: a Content-Security-Policy of its own.
+async fn write_under(
+    policy: Option<HeaderValue>,
+    session: &mut Session,
+    ctx: &Ctx,
+    status: StatusCode,
     mut fields: HeaderMap,
     body: impl Into<Bytes>,
 ) -> pingora::Result<()> {
@@ -189,6 +230,9 @@ async fn write(
     ctx.policies
         .secure_headers
         .stamp(&mut fields, ctx.is_over_tls());
+    if let Some(policy) = policy {
+        fields.insert(CONTENT_SECURITY_POLICY, policy);
+    }
     Cors::stamp(&ctx.origin, &mut fields);
     let mut parts = http::Response::new(()).into_parts().0;
     parts.status = status;

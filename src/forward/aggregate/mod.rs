@@ -119,6 +119,12 @@ impl Gateway {
 // === impl Aggregate ===
 
 impl Aggregate {
+    /// What `data` calls its sources, and whether each must be there.
+    pub fn sources(&self) -> impl Iterator<Item = (&str, bool)> {
+        let sources = self.sources.iter();
+        sources.map(|source| (&*source.name, source.required))
+    }
+
     /// The route of the source of this name.
     pub fn source(&self, name: &str) -> Option<&Route> {
         let source = self.sources.iter().find(|source| *source.name == *name);
@@ -185,11 +191,13 @@ impl<'a> Making<'a> {
                 self.take(source, outcome)?;
             }
         }
-        Ok(Admitted::Answered(Answer {
-            status: StatusCode::OK,
-            content_type: "application/json; charset=utf-8",
-            body: self.answer(ctx.request_id())?,
-        }))
+        let json = "application/json; charset=utf-8";
+        let answer = self.answer(ctx.request_id())?;
+        Ok(Admitted::Answered(Answer::new(
+            StatusCode::OK,
+            json,
+            answer,
+        )))
     }
 
     /// Asks every source of which all is known that its path needs.

@@ -53,11 +53,11 @@ pub struct BatchConfig {
 /// Where batches are taken, and how large they may be.
 pub struct Batch {
     path: Box<str>,
-    most: usize,
+    pub most: usize,
     at_once: usize,
-    body: usize,
+    pub body: usize,
     answer: usize,
-    timeout: std::time::Duration,
+    pub timeout: std::time::Duration,
     pub metrics: RouteMetrics,
     calls: IntCounter,
 }
@@ -208,11 +208,13 @@ impl Gateway {
         drop((body, room));
         batch.calls.inc_by(calls.len() as u64);
         let results = make(batch, calls, session, ctx, deadline).await;
-        Ok(Admitted::Answered(Answer {
-            status: StatusCode::OK,
-            content_type: "application/json; charset=utf-8",
-            body: results::write(&results)?,
-        }))
+        let json = "application/json; charset=utf-8";
+        let results = results::write(&results)?;
+        Ok(Admitted::Answered(Answer::new(
+            StatusCode::OK,
+            json,
+            results,
+        )))
     }
 }
 

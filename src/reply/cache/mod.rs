@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use pingora_cache::NoCacheReason;
 
+pub use conditional::is_not_modified as is_up_to_date;
 pub use config::{About, CacheConfig, Classes, RouteCacheConfig, Tag, compile_tags, fingerprint};
 pub use invalidate::by_answer as invalidate;
 pub use phases::{
@@ -56,10 +57,10 @@ pub struct Caching {
 #[derive(Debug, Default)]
 pub struct RouteCache {
     /// Of those that name none.
-    life: Option<u64>,
+    pub life: Option<u64>,
     authorized: bool,
-    stale_while_revalidate: u64,
-    stale_if_error: u64,
+    pub stale_while_revalidate: u64,
+    pub stale_if_error: u64,
     tags: Box<[Tag]>,
     /// Of its keys in Redis.
     prefix: Box<str>,
