@@ -25,10 +25,10 @@ pub struct FileName {
 }
 
 /// The schemas of one folder.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Shelf(Place);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     BuiltIn,
     Folder(PathBuf),
@@ -143,6 +143,32 @@ impl Shelf {
     /// The address of a file, for `$ref`.
     pub fn uri(name: &str) -> String {
         format!("{SCHEME}{}", Self::encoded(name))
+    }
+
+    /// The file that a schema in `file` names, and the rest of what it says: a pointer, or an anchor.
+    pub fn follow(file: &str, to: &str) -> Option<(String, String)> {
+        let decoded = |text: &str| Some(percent_decode_str(text).decode_utf8().ok()?.into_owned());
+        let (name, rest) = to.split_once('#').unwrap_or((to, ""));
+        let rest = decoded(rest)?;
+        if name.is_empty() {
+            return Some((file.to_owned(), rest));
+        }
+        if let Some(name) = name.strip_prefix(SCHEME) {
+            return Some((decoded(name)?, rest));
+        }
+        if name.contains(':') {
+            return None;
+        }
+        let folder = file.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let mut segments: Vec<&str> = folder.split('/').filter(|s| !s.is_empty()).collect();
+        for segment in name.split('/') {
+            match segment {
+                "" | "." => {}
+                ".." => drop(segments.pop()), // there is nothing above
+                segment => segments.push(segment),
+            }
+        }
+        Some((decoded(&segments.join("/"))?, rest))
     }
 
     /// As a part of an address.

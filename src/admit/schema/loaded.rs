@@ -8,6 +8,7 @@ use super::files::{FileName, Shelf};
 use super::reference::{Lost, Place};
 use super::rules::{PathRule, Schema, Texts};
 use super::shape::{self, DEEPEST, Shape};
+use super::source::Source;
 use crate::config::Problems;
 use crate::route::parameter_named;
 
@@ -52,7 +53,14 @@ impl Loaded {
             return None;
         }
         match dialect::options(&self.shelf, &self.file).build(&self.schema) {
-            Ok(validator) => Some(Schema(validator)),
+            Ok(validator) => Some(Schema {
+                validator,
+                source: Source {
+                    shelf: self.shelf.clone(),
+                    file: self.file.clone(),
+                    schema: self.schema.clone(),
+                },
+            }),
             Err(error) => {
                 let pointer = error.instance_path().as_str().to_owned();
                 self.fault(&pointer, &dialect::fault(&error), problems);

@@ -13,6 +13,7 @@ mod openapi;
 mod reference;
 mod rules;
 mod shape;
+mod source;
 
 use pingora_proxy::Session;
 
@@ -24,8 +25,9 @@ use crate::gateway::Gateway;
 use crate::reply::Refusal;
 pub use config::{LimitsConfig, Parts, Subject, ValidationConfig};
 pub use faults::Faults;
-use rules::Mode;
-pub use rules::{BodyRule, Rules, Validation};
+pub use files::Shelf;
+pub use rules::{BodyRule, Mode, Rules, Validation};
+pub use source::{Parameter, Source};
 
 /// What a request came to.
 type Verdict = Result<(), Refusal>;

@@ -15,6 +15,7 @@ use super::files::{FileName, Shelf};
 use super::reference::{Lost, Place};
 use super::rules::{Content, Kind, PathRule, Rules, Schema, Texts};
 use super::shape::Shape;
+use super::source::Source;
 use crate::admit::media;
 use crate::config::Problems;
 use crate::route::parameter_named;
@@ -297,8 +298,16 @@ impl Document<'_> {
 
     fn schema(&mut self, schema: &Value) -> Option<Schema> {
         // It stands beside the document, under a name that no file has.
-        match dialect::options(&self.shelf, "#operation").build(schema) {
-            Ok(validator) => Some(Schema(validator)),
+        const NAME: &str = "#operation";
+        match dialect::options(&self.shelf, NAME).build(schema) {
+            Ok(validator) => Some(Schema {
+                validator,
+                source: Source {
+                    shelf: self.shelf.clone(),
+                    file: NAME.into(),
+                    schema: schema.clone(),
+                },
+            }),
             Err(error) => {
                 let fault = dialect::fault(&error);
                 self.fault("", &fault);

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::faults::{Faults, Part};
 use super::shape::Shape;
+use super::source::Source;
 use crate::admit::body::Body;
 use crate::admit::json::{Bounds, NoDocument};
 use crate::admit::media::{self, Media};
@@ -84,7 +85,10 @@ pub enum Kind {
 }
 
 /// A compiled schema.
-pub struct Schema(pub(super) Validator);
+pub struct Schema {
+    pub(super) validator: Validator,
+    pub(super) source: Source,
+}
 
 /// What the body of one request must look like.
 #[derive(Clone)]
@@ -277,10 +281,10 @@ impl BodyRule {
 impl Schema {
     fn check(&self, part: Part, value: &Value, most: usize, faults: &mut Faults) {
         // Most are, and it costs less to find out.
-        if self.0.is_valid(value) {
+        if self.validator.is_valid(value) {
             return;
         }
-        for error in self.0.iter_errors(value) {
+        for error in self.validator.iter_errors(value) {
             if !faults.add(part, &error, most) {
                 return;
             }

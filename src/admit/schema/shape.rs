@@ -74,6 +74,10 @@ impl Shape {
         commas: false,
     };
 
+    pub fn has_commas(self) -> bool {
+        self.commas && self.list.is_some()
+    }
+
     /// Whether the schema takes anything that a text can say.
     pub fn is_readable(self) -> bool {
         self.one != NOTHING
@@ -281,6 +285,25 @@ pub fn members(
         .filter_map(|some| keywords.get(*some)?.as_array());
     for part in parts.flatten() {
         members(part, place, depth - 1, found);
+    }
+}
+
+/// The members that an object must have, by the schema itself and all that it is made of.
+pub fn required(schema: &Value, place: Place<'_>, depth: usize, found: &mut Vec<String>) {
+    let Some(keywords) = schema.as_object().filter(|_| depth > 0) else {
+        return;
+    };
+    if let Some(Value::Array(names)) = keywords.get("required") {
+        found.extend(names.iter().filter_map(Value::as_str).map(str::to_owned));
+    }
+    if let Some(Value::String(to)) = keywords.get("$ref") {
+        let _ = follow(to, place, |schema, place| {
+            required(schema, place, depth - 1, found);
+        });
+    }
+    let parts = keywords.get("allOf").and_then(Value::as_array);
+    for part in parts.into_iter().flatten() {
+        required(part, place, depth - 1, found);
     }
 }
 
