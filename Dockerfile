@@ -14,7 +14,7 @@ COPY . .
 # branch, an archive) would pass for built: touching our own sources rebuilds this one crate, never the others.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
-    find src conf -type f -exec touch {} + \
+    find build.rs src conf -type f -exec touch {} + \
     && cargo build --release --locked --bin api-gateway \
     && install -D target/release/api-gateway /out/api-gateway
 

@@ -22,6 +22,7 @@ use crate::connection::h2::Http2;
 use crate::forward::batch::Batch;
 use crate::forward::pool::Pools;
 use crate::ops::Ops;
+use crate::ops::documentation::Documentation;
 use crate::reply::cache::Caching;
 use crate::reply::secure_headers::SecureHeaders;
 use crate::route::Table;
@@ -48,6 +49,8 @@ pub struct Policies {
     pub secure_headers: SecureHeaders,
     /// `None`: nothing is kept.
     pub caching: Option<Caching>,
+    /// `None`: there is none.
+    pub documentation: Option<Documentation>,
     pub tracing: bool,
     /// `None`: HTTP/2 is not spoken to clients.
     pub http2: Option<Http2>,

@@ -82,6 +82,10 @@ impl Gateway {
         if let Some(endpoint) = Endpoint::at(&path) {
             return self.answer_endpoint(endpoint, method, ctx);
         }
+        let documentation = ctx.policies.documentation.as_ref();
+        if documentation.is_some_and(|documentation| documentation.is_at(&path)) {
+            return Box::pin(self.show_documentation(&path, request, ctx)).await; // 400, 401, 403, 404, 405, 429, 503
+        }
         let foreign = match ctx.policies.cors.check(fields, ctx.scheme) {
             Ok(origin) => {
                 ctx.origin = origin;
@@ -240,7 +244,7 @@ impl Gateway {
         }
     }
 
-    fn rate_limited(&self, limit: &str) {
+    pub fn rate_limited(&self, limit: &str) {
         self.metrics
             .rate_limit_hits
             .with_label_values(&[limit])

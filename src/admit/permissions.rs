@@ -163,6 +163,25 @@ impl Owner {
 // === impl Required ===
 
 impl Required {
+    pub fn permission(&self) -> &str {
+        &self.permission
+    }
+
+    /// How far a role alone grants it.
+    pub fn by_role(&self, RoleId(id): RoleId) -> Grant {
+        let grant = self.by_role.get(usize::from(id)).copied();
+        grant.unwrap_or(Grant::None)
+    }
+
+    /// How far it is granted to somebody, by its role or by its own list.
+    pub fn grant_to(&self, caller: &Caller) -> Grant {
+        let by_role = caller.role.map(|role| self.by_role(role));
+        match by_role.unwrap_or(Grant::None) {
+            Grant::Full => Grant::Full,
+            grant => grant.max(caller.permissions.grant(&self.permission)),
+        }
+    }
+
     /// # Errors
     /// When neither the caller's role nor its own list grants it, or only for what is the caller's own and this is
     /// somebody else's. `owner_parameter` is the value of the route's owner parameter.
@@ -172,15 +191,7 @@ impl Required {
         owner: &Owner,
         owner_parameter: Option<&str>,
     ) -> Result<(), MissingPermission> {
-        let by_role = caller
-            .role
-            .and_then(|RoleId(id)| self.by_role.get(usize::from(id)))
-            .copied();
-        let mut grant = by_role.unwrap_or(Grant::None);
-        if grant != Grant::Full {
-            grant = grant.max(caller.permissions.grant(&self.permission));
-        }
-        let allowed = match grant {
+        let allowed = match self.grant_to(caller) {
             Grant::Full => true,
             Grant::None => false,
             // An API key is nobody: nothing is its own, and its id is no user's.

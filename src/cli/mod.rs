@@ -2,6 +2,7 @@
 
 mod diff;
 mod key;
+mod openapi;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -41,6 +42,15 @@ pub fn main() -> ExitCode {
     let source = flags
         .get_one::<PathBuf>("conf")
         .map_or(Source::BuiltIn, |path| Source::File(path.clone()));
+    if flags.get_flag("print-openapi") {
+        return match openapi::document(&source, &environment) {
+            Ok(document) => print(&format!("{document}\n")),
+            Err(problems) => {
+                let faults = problems.len();
+                failed(&format!("{source} has {faults} faults:\n{problems}"))
+            }
+        };
+    }
     match flags.subcommand() {
         Some(("key", flags)) => return key::run(flags, &source, &environment),
         Some((question @ ("upgrade" | "reload"), _)) => {
@@ -115,7 +125,7 @@ fn ask(question: &str, source: &Source, environment: &Environment) -> ExitCode {
 fn matches() -> ArgMatches {
     let mut command = flags();
     let flags = command.get_matches_mut();
-    let alone = ["test", "print-config", "check-live"];
+    let alone = ["test", "print-config", "print-openapi", "check-live"];
     if let (Some((name, _)), Some(flag)) = (
         flags.subcommand(),
         alone.into_iter().find(|flag| flags.get_flag(flag)),
@@ -161,6 +171,12 @@ fn flags() -> Command {
                 .long("print-config")
                 .action(ArgAction::SetTrue)
                 .help("Print the built-in configuration, the reference of all keys, and exit"),
+        )
+        .arg(
+            Arg::new("print-openapi")
+                .long("print-openapi")
+                .action(ArgAction::SetTrue)
+                .help("Print the OpenAPI document of the configuration, with every operation, and exit"),
         )
         .arg(
             Arg::new("check-live")

@@ -16,6 +16,7 @@ const RELOADED: &[&str] = &[
     "server.keepalive_drain",
     "server.http2",
     "server.watch",
+    "server.public_host",
     "tls",
     "ops.allow",
     "ops.metrics",
@@ -43,6 +44,7 @@ const RELOADED: &[&str] = &[
     "aliases",
     "routes",
     "batch",
+    "documentation",
 ];
 
 /// But not these, which are below one of them.

@@ -42,6 +42,7 @@ use crate::forward::retry::RetryConfig;
 use crate::listen::tls::TlsConfig;
 use crate::observe::{LogConfig, TracingConfig};
 use crate::ops::OpsConfig;
+use crate::ops::documentation::DocumentationConfig;
 use crate::reply::cache::CacheConfig;
 use crate::reply::secure_headers::SecureHeadersConfig;
 use crate::route::RouteConfig;
@@ -82,6 +83,7 @@ pub struct File {
     pub aliases: BTreeMap<String, String>,
     pub routes: Vec<RouteConfig>,
     pub batch: BatchConfig,
+    pub documentation: DocumentationConfig,
 }
 
 /// Where the gateway runs: it decides how strict start-up is, and how logs look.

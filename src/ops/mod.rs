@@ -2,6 +2,7 @@
 //!
 //! The same answers stand on the main port, where details are for `ops.allow` only, and on the private listener.
 
+pub mod documentation;
 mod private;
 
 use std::net::{IpAddr, SocketAddr};
@@ -58,6 +59,8 @@ pub enum Endpoint {
     Ready,
     Health,
     Metrics,
+    /// And what is below it; where that is off, it is a path like any other.
+    Documentation,
 }
 
 /// Answers for the gateway.
@@ -76,11 +79,12 @@ pub struct Ops {
     route_metrics: [RouteMetrics; ENDPOINTS.len()],
 }
 
-const ENDPOINTS: [(&str, Endpoint); 4] = [
+const ENDPOINTS: [(&str, Endpoint); 5] = [
     ("/live", Endpoint::Live),
     ("/ready", Endpoint::Ready),
     ("/health", Endpoint::Health),
     ("/metrics", Endpoint::Metrics),
+    ("/documentation", Endpoint::Documentation),
 ];
 
 const JSON: &str = "application/json; charset=utf-8";
@@ -161,8 +165,9 @@ impl OpsConfig {
 // === impl Endpoint ===
 
 impl Endpoint {
+    /// But for the documentation, which knows its paths itself.
     pub fn at(path: &str) -> Option<Self> {
-        ENDPOINTS
+        ENDPOINTS[..Self::Documentation as usize]
             .iter()
             .find_map(|(at, endpoint)| (*at == path).then_some(*endpoint))
     }
@@ -173,7 +178,7 @@ impl Endpoint {
 
     /// Probes come every few seconds and say nothing in a log; a look at the metrics is logged.
     pub fn is_logged(self) -> bool {
-        self == Endpoint::Metrics
+        matches!(self, Endpoint::Metrics | Endpoint::Documentation)
     }
 }
 
@@ -196,7 +201,7 @@ impl Ops {
             Endpoint::Ready => Some(self.ready()),
             Endpoint::Health => Some(self.health(in_full)),
             Endpoint::Metrics if in_full && self.metrics_enabled => Some(self.metrics()),
-            Endpoint::Metrics => None,
+            Endpoint::Metrics | Endpoint::Documentation => None,
         }
     }
 
@@ -300,20 +305,16 @@ impl Ops {
             self.redis.is_followed(),
             self.threads.tasks(),
         );
-        Answer {
-            status: StatusCode::OK,
-            content_type: "text/plain; version=0.0.4; charset=utf-8",
-            body: self.metrics.render(),
-        }
+        Answer::new(
+            StatusCode::OK,
+            "text/plain; version=0.0.4; charset=utf-8",
+            self.metrics.render(),
+        )
     }
 }
 
 fn answer(status: StatusCode, body: &Value) -> Answer {
-    Answer {
-        status,
-        content_type: JSON,
-        body: body.to_string().into_bytes(),
-    }
+    Answer::new(status, JSON, body.to_string())
 }
 
 /// In bytes.

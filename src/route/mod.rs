@@ -33,7 +33,7 @@ use crate::observe::registry::{HttpMetrics, RouteMetrics};
 use crate::reply::cache::{About, Classes, RouteCache, Tag, compile_tags, fingerprint};
 pub use config::RouteConfig;
 use steps::Steps;
-pub use table::{Found, NoRoute, Table};
+pub use table::{Found, Listed, NoRoute, Table, spellings};
 use target::Target;
 pub use target::{parameter_index, parameter_named};
 use tree::Captures;

@@ -24,10 +24,12 @@ pub struct Table {
     all: Vec<Listed>,
 }
 
-struct Listed {
-    hosts: Vec<String>,
-    methods: Vec<MethodIndex>,
-    route: Arc<Route>,
+/// A route, and what leads to it.
+pub struct Listed {
+    /// Empty: all.
+    pub hosts: Vec<String>,
+    pub methods: Vec<MethodIndex>,
+    pub route: Arc<Route>,
 }
 
 /// The routes of one pattern, by method.
@@ -199,6 +201,30 @@ impl Table {
         }
     }
 
+    /// Each once, in the order of the file.
+    pub fn listed(&self) -> &[Listed] {
+        &self.all
+    }
+
+    /// Whether some routes are for certain hosts alone.
+    pub fn has_hosts(&self) -> bool {
+        !self.hosts.is_empty() || !self.wildcards.is_empty()
+    }
+
+    /// Whether it is this route that answers.
+    pub fn leads_to(
+        &self,
+        route: &Arc<Route>,
+        host: &str,
+        method: MethodIndex,
+        path: &str,
+    ) -> bool {
+        let entry = self
+            .at(host, path)
+            .and_then(|(node, _)| node.by_method[method.0].as_ref());
+        entry.is_some_and(|entry| Arc::ptr_eq(&entry.route, route))
+    }
+
     pub fn has_aggregates(&self) -> bool {
         let mut routes = self.all.iter().map(|listed| &listed.route);
         routes.any(|route| route.aggregate.is_some())
@@ -222,7 +248,7 @@ impl Table {
     }
 
     fn at<'p>(&self, host: &str, path: &'p str) -> Option<(&Node, Captures<'p>)> {
-        if !self.hosts.is_empty() || !self.wildcards.is_empty() {
+        if self.has_hosts() {
             let name = host_name(host).to_ascii_lowercase();
             if let Some(found) = self.hosts.get(&name).and_then(|tree| tree.find(path)) {
                 return Some(found);
@@ -252,7 +278,7 @@ impl Node {
 }
 
 /// A path and what it is also reached by.
-fn spellings(path: &str, aliases: &BTreeMap<String, String>) -> Vec<(String, bool)> {
+pub fn spellings(path: &str, aliases: &BTreeMap<String, String>) -> Vec<(String, bool)> {
     let mut spellings = vec![(path.to_owned(), false)];
     for (alias, original) in aliases {
         if let Some(rest) = path

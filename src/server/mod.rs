@@ -33,6 +33,7 @@ use crate::listen::{ConnectionsConfig, ListenConfig, ListenerConfig, Protocol, T
 use crate::observe::access_log::Logger;
 use crate::observe::sink::Sink;
 use crate::observe::{LogSettings, TracingConfig};
+use crate::ops::documentation;
 use crate::policies::{Policies, Times};
 use crate::route::{self, Table};
 use entrances::Entrances;
@@ -85,7 +86,7 @@ pub struct ServerConfig {
     pub upstream_connections: usize,
     /// Reload when the content of the configuration file changes.
     pub watch: bool,
-    /// `SWAGGER_HOST`: accepted for the API documentation, which is not served yet.
+    /// Where clients find the gateway, for the API documentation: a host, or `https://` and a host; empty: nobody knows.
     pub public_host: String,
 }
 
@@ -103,10 +104,16 @@ pub struct Compiled {
     upstream_connections: usize,
 }
 
-#[cfg(any(fuzzing, test))]
 impl Compiled {
+    #[cfg(any(fuzzing, test))]
     pub fn into_policies(self) -> Policies {
         self.policies
+    }
+
+    /// Its API documentation in full, where it has one.
+    pub fn document(&self) -> Option<String> {
+        let documentation = self.policies.documentation.as_ref()?;
+        Some(documentation.whole(&self.policies.table))
     }
 }
 
@@ -211,6 +218,7 @@ pub fn compile(
         aliases,
         routes,
         batch,
+        documentation,
     } = file;
     let ServerConfig {
         host,
@@ -234,7 +242,7 @@ pub fn compile(
         http2,
         upstream_connections,
         watch,
-        public_host: _, // for the API documentation
+        public_host,
     } = server;
     for (name, time) in [
         ("header_timeout", header_timeout),
@@ -344,6 +352,17 @@ pub fn compile(
     };
     let batch = batch.compile(&parts, p);
     let table_has_caches = table.has_caches();
+    let parts = documentation::Parts {
+        stage: *stage,
+        host: documentation::check_host(&public_host, protocol != Protocol::Http, p),
+        table: &table,
+        aliases: &aliases,
+        batch: batch.as_ref(),
+        roles: &roles,
+        limits: &limits,
+        refreshes: auth.refresh.is_some(),
+    };
+    let documentation = documentation.compile(&parts, p);
     let ops = ops.compile(&process, pools.clone(), p);
     let secure_headers = secure_headers.compile(p);
     let cors = cors.compile(*stage, p);
@@ -391,6 +410,7 @@ pub fn compile(
             idempotency,
             secure_headers,
             caching: caching.filter(|_| table_has_caches),
+            documentation,
             tracing,
             http2,
             shares_upstreams,

@@ -34,13 +34,13 @@ pub use window::{Exceeded, Mark, Page, Standing, Windows};
 #[derive(Debug)]
 pub struct Rule {
     /// Empty for the global one.
-    name: Box<str>,
-    max: u32,
-    window: std::time::Duration,
+    pub name: Box<str>,
+    pub max: u32,
+    pub window: std::time::Duration,
     /// How long one who exceeds it is kept out.
-    block: std::time::Duration,
-    methods: [bool; METHODS.len()],
-    skip_successes: bool,
+    pub block: std::time::Duration,
+    pub methods: [bool; METHODS.len()],
+    pub skip_successes: bool,
     pub per_event: bool,
 }
 
@@ -81,6 +81,10 @@ const TICKET: &str = "ticket";
 // === impl Limits ===
 
 impl Limits {
+    pub fn are_enabled(&self) -> bool {
+        self.enabled
+    }
+
     pub fn rule(&self, name: &str) -> Option<&Arc<Rule>> {
         self.rules.get(name)
     }

@@ -1,0 +1,28 @@
+//! `--print-openapi`: the document of a configuration, without a running gateway.
+
+use crate::config::{self, Environment, Problems, Source};
+use crate::observe::sink::Sink;
+use crate::server::{self, Purpose};
+
+/// The document with every operation, as an operator sees it at the public host.
+///
+/// # Errors
+/// When the configuration is faulty: with every fault.
+pub fn document(source: &Source, environment: &Environment) -> Result<String, Problems> {
+    let mut file = config::load(source, environment)?;
+    // Who asks for it here need not serve it.
+    file.documentation.enabled = Some(true);
+    let mut problems = Problems::default();
+    let settings = server::log_settings(&file, &mut problems);
+    let sink = Sink::open(None).map_err(|e| {
+        let mut problems = Problems::default();
+        problems.add("log", format!("standard output cannot be written: {e}"));
+        problems
+    })?;
+    let purpose = Purpose::Start {
+        settings: &settings,
+        sink,
+    };
+    let compiled = server::compile(file, purpose, problems)?;
+    Ok(compiled.document().unwrap_or_default())
+}

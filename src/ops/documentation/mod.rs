@@ -1,0 +1,129 @@
+//! /documentation: the gateway's own OpenAPI document, made of the configuration in force, and Swagger UI to read and to try
+//! it (docs/decisions/0026-api-documentation.md).
+//!
+//! Everybody sees the operations that they may call, and the schemas that these need: with a token or a key those of its
+//! holder, at an address in `ops.allow` all of them, or those of `?role=`, and elsewhere the public ones.
+
+mod answers;
+mod assets;
+mod config;
+mod document;
+mod inventory;
+mod operation;
+mod own;
+mod paths;
+mod schemas;
+mod serve;
+mod subject;
+mod viewer;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::HeaderValue;
+use quick_cache::sync::Cache;
+
+use crate::admit::limits::Rule;
+use crate::admit::permissions::{RoleId, Roles};
+use crate::route::Table;
+use assets::etag_of;
+pub use config::{DocumentationConfig, Parts, check_host};
+use document::Document;
+use inventory::Inventory;
+use viewer::Viewer;
+
+/// The documentation of one configuration.
+pub struct Documentation {
+    inventory: Inventory,
+    roles: Arc<Roles>,
+    admin: Option<RoleId>,
+    /// Of who asks for a document.
+    limits: Vec<Arc<Rule>>,
+    /// Documents, by what is in them.
+    made: Cache<(View, Form), Arc<Made>>,
+    policy: HeaderValue,
+}
+
+/// Which operations are in a document, bit by bit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct View(Box<[u64]>);
+
+/// Who asks for a document.
+struct Asking<'a> {
+    viewer: Viewer,
+    /// What is for addresses in `ops.allow` is for it.
+    is_near: bool,
+    host: &'a str,
+}
+
+/// How a document is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Form {
+    Json,
+    Yaml,
+}
+
+/// A document, as it is sent.
+struct Made {
+    body: Bytes,
+    etag: HeaderValue,
+}
+
+/// Documents that are kept: each role sees one, and few callers have permissions of their own.
+const MOST_DOCUMENTS: usize = 32;
+
+/// Where it all is.
+const PATH: &str = "/documentation";
+
+/// Whether a path is the documentation's.
+fn is_at(path: &str) -> bool {
+    let below = path.strip_prefix(PATH);
+    below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
+}
+
+// === impl Documentation ===
+
+impl Documentation {
+    pub fn is_at(&self, path: &str) -> bool {
+        is_at(path)
+    }
+
+    /// All of it, for operators.
+    pub fn whole(&self, table: &Table) -> String {
+        let view = self
+            .inventory
+            .view(table, self.own_host(), true, |_, _| true);
+        Document::of(&self.inventory, &view).json()
+    }
+
+    /// Where clients find the gateway, without scheme.
+    fn own_host(&self) -> &str {
+        let host = self.inventory.head.host.as_deref().unwrap_or_default();
+        host.split_once("://").map_or(host, |(_, host)| host)
+    }
+
+    /// `table`: of the same configuration.
+    fn document(&self, table: &Table, who: &Asking<'_>, form: Form) -> Arc<Made> {
+        let view = self
+            .inventory
+            .view(table, who.host, who.is_near, |route, method| {
+                who.viewer.may_call(route, method, self.admin)
+            });
+        let key = (view, form);
+        if let Some(made) = self.made.get(&key) {
+            return made;
+        }
+        // Two that ask for it at once make it twice: that is a matter of milliseconds.
+        let document = Document::of(&self.inventory, &key.0);
+        let text = match form {
+            Form::Json => document.json(),
+            Form::Yaml => document.yaml(),
+        };
+        let made = Arc::new(Made {
+            etag: etag_of(text.as_bytes()),
+            body: text.into(),
+        });
+        self.made.insert(key, made.clone());
+        made
+    }
+}

@@ -1,0 +1,368 @@
+//! One operation, as the document describes it: who may, with what, how often, for how long, and what comes back.
+
+use std::time::Duration;
+
+use http::Method;
+use serde_json::{Map, Value, json};
+
+use super::answers::Answers;
+use super::own;
+use super::paths::Shown;
+use super::schemas::Schemas;
+use super::subject::Subject;
+use crate::admit::auth::AuthRule;
+use crate::admit::idempotency::IdempotencyRule;
+use crate::admit::limits::Rule;
+use crate::admit::permissions::Owner;
+use crate::admit::schema::{Mode, Parameter};
+use crate::route::METHODS;
+
+/// What operations are put together from.
+#[derive(Default)]
+pub struct Parts {
+    pub schemas: Schemas,
+    pub answers: Answers,
+}
+
+/// As OpenAPI calls a route's credentials; `is_near`: for addresses in `ops.allow`.
+fn security(rule: AuthRule, is_near: bool) -> Value {
+    match rule {
+        AuthRule::Public => json!([]),
+        AuthRule::Token => json!([{ "bearer": [] }]),
+        AuthRule::TokenOrKey => json!([{ "bearer": [] }, { "apiKey": [] }]),
+        AuthRule::Ops if is_near => json!([{}, { "bearer": [] }]),
+        AuthRule::Ops => json!([{ "bearer": [] }]),
+    }
+}
+
+/// `tag`: what it stands under; `id`: its name.
+pub fn describe(
+    of: &Subject<'_>,
+    path: &Shown,
+    tag: &str,
+    id: &str,
+    is_near: bool,
+    parts: &mut Parts,
+) -> Value {
+    let mut operation = json!({
+        "operationId": id,
+        "tags": [tag],
+        "summary": summary(of),
+        "description": description(of),
+        "security": match of.is_batch() {
+            true => json!([{}, { "bearer": [] }, { "apiKey": [] }]),
+            false => security(of.auth(), is_near),
+        },
+        "responses": parts.answers.of(of),
+    });
+    let parameters = parameters(of, path, &mut parts.schemas);
+    if !parameters.is_empty() {
+        operation["parameters"] = parameters.into();
+    }
+    if let Some(body) = body(of, &mut parts.schemas) {
+        operation["requestBody"] = body;
+    }
+    if let Value::Object(members) = &mut operation {
+        members.extend(extensions(of));
+    }
+    operation
+}
+
+/// In a few words.
+fn summary(of: &Subject<'_>) -> String {
+    let permission = of.route().and_then(|route| route.permission(of.method));
+    match (of.auth(), permission) {
+        _ if of.is_batch() => "Several requests in one".into(),
+        (AuthRule::Public, _) if of.is_webhook() => "Webhook".into(),
+        (AuthRule::Public, _) => "Public".into(),
+        (AuthRule::Ops, _) => "Operators".into(),
+        (_, None) => "Signed in".into(),
+        (_, Some(required)) => required.permission().to_owned(),
+    }
+}
+
+/// In sentences.
+fn description(of: &Subject<'_>) -> String {
+    let mut lines = vec![who(of)];
+    if let Some(aggregate) = of.aggregate() {
+        let names = |wanted: bool| {
+            let sources = aggregate
+                .sources()
+                .filter(|(_, required)| *required == wanted);
+            let names: Vec<String> = sources.map(|(name, _)| format!("`{name}`")).collect();
+            names.join(", ")
+        };
+        lines.push(match (names(true), names(false)) {
+            (required, optional) if optional.is_empty() => format!("Made of {required}."),
+            (required, optional) if required.is_empty() => {
+                format!("Made of {optional}, as far as they are there.")
+            }
+            (required, optional) => {
+                format!("Made of {required}, and of {optional}, as far as they are there.")
+            }
+        });
+    }
+    let limits: Vec<String> = of.limits().map(limit).collect();
+    if !limits.is_empty() {
+        lines.push(format!("At most {}.", limits.join(", and ")));
+    }
+    if of.has_body() {
+        lines.push(format!("A body has at most {} bytes.", of.largest_body()));
+    }
+    match of.idempotency() {
+        Some(IdempotencyRule::Optional) => {
+            lines.push("With an `Idempotency-Key` it runs once.".into());
+        }
+        Some(IdempotencyRule::Required) => {
+            lines.push("It runs once for each `Idempotency-Key`.".into());
+        }
+        None => {}
+    }
+    if of.mode() == Some(Mode::ReportOnly) && of.rules().is_some() {
+        lines.push("What does not look as its schemas have it is not refused yet.".into());
+    }
+    if of.cache().is_some() {
+        lines.push("Answers are kept for a while (RFC 9111).".into());
+    }
+    if of.websocket().is_some() {
+        lines.push("A WebSocket may begin here (RFC 6455).".into());
+    }
+    lines.push(format!("An answer comes within {}.", time(of.budget())));
+    lines.join(" ")
+}
+
+fn who(of: &Subject<'_>) -> String {
+    let Some(route) = of.route() else {
+        return "Each call is judged by itself, with the credentials of the batch.".into();
+    };
+    let caller = match route.auth {
+        AuthRule::Public => return "For anybody.".into(),
+        AuthRule::Ops => return "For operators, and for the role `admin`.".into(),
+        AuthRule::Token => "users",
+        AuthRule::TokenOrKey => "users and holders of API keys",
+    };
+    if route.owner_only {
+        return "For the user whose data it is, and for the role `admin`.".into();
+    }
+    match (route.permission(of.method), &route.owner) {
+        (None, _) => format!("For all {caller}."),
+        (Some(required), Owner::Unknown) => {
+            format!("For {caller} with `{}`.", required.permission())
+        }
+        (Some(required), _) => format!(
+            "For {caller} with `{0}`, or with `{0}-own` for what is the user's own.",
+            required.permission()
+        ),
+    }
+}
+
+fn limit(rule: &Rule) -> String {
+    let name = if rule.name.is_empty() {
+        "global"
+    } else {
+        &*rule.name
+    };
+    let kind = match (rule.skip_successes, rule.per_event) {
+        (true, _) => "failed requests",
+        (false, true) => "requests for an event",
+        (false, false) => "requests",
+    };
+    let block = match rule.block.is_zero() {
+        true => String::new(),
+        false => format!(" (then none for {})", time(rule.block)),
+    };
+    format!(
+        "{} {kind} in {} by the limit `{name}`{block}",
+        rule.max,
+        time(rule.window)
+    )
+}
+
+fn time(time: Duration) -> String {
+    match time.as_millis() {
+        millis if millis % 1000 == 0 => format!("{} s", millis / 1000),
+        millis => format!("{millis} ms"),
+    }
+}
+
+fn parameters(of: &Subject<'_>, path: &Shown, schemas: &mut Schemas) -> Vec<Value> {
+    let ruled = of.rules().map_or_else(Vec::new, |rules| rules.parameters());
+    let mut shown = Vec::new();
+    for parameter in &path.parameters {
+        let is_it = |ruled: &&Parameter| {
+            ruled.part == "path" && parameter.own.as_ref() == Some(&ruled.name)
+        };
+        let schema = match ruled.iter().find(is_it) {
+            Some(ruled) => schemas.show(&ruled.source),
+            None => json!({ "type": "string", "minLength": 1 }),
+        };
+        let mut value = json!({
+            "name": parameter.name, "in": "path", "required": true, "schema": schema,
+        });
+        if parameter.may_have_slashes {
+            value["description"] = "The rest of the path, in which slashes may be".into();
+            value["x-slashes"] = true.into();
+        }
+        shown.push(value);
+    }
+    for parameter in ruled.iter().filter(|parameter| parameter.part != "path") {
+        let mut value = json!({
+            "name": parameter.name,
+            "in": parameter.part,
+            "required": parameter.is_required,
+            "schema": schemas.show(&parameter.source),
+        });
+        if parameter.has_commas && parameter.part == "query" {
+            value["explode"] = false.into();
+        }
+        shown.push(value);
+    }
+    let is_known = |name: &str| ruled.iter().any(|parameter| parameter.name == name);
+    if let Some(rule) = of.idempotency().filter(|_| !is_known("idempotency-key")) {
+        shown.push(json!({
+            "name": "Idempotency-Key",
+            "in": "header",
+            "required": rule == IdempotencyRule::Required,
+            "description": "What tells this write from every other one of the caller",
+            "schema": { "type": "string", "minLength": 1, "maxLength": 255 },
+        }));
+    }
+    shown
+}
+
+fn body(of: &Subject<'_>, schemas: &mut Schemas) -> Option<Value> {
+    if let Some(batch) = of.batch() {
+        let schema = own::batch_request(batch.most);
+        return Some(json!({
+            "required": true,
+            "content": { "application/json": { "schema": schema } },
+        }));
+    }
+    if of.refreshes() {
+        let schema = json!({ "$ref": "#/components/schemas/RefreshRequest" });
+        return Some(json!({
+            "required": true,
+            "content": { "application/json": { "schema": schema } },
+        }));
+    }
+    if let Some(bodies) = of.rules().and_then(|rules| rules.bodies()) {
+        let sources = bodies.sources.into_iter();
+        let content: Map<String, Value> = sources
+            .map(|(kind, source)| {
+                let range = match kind.strip_suffix('/') {
+                    Some(_) => format!("{kind}*"),
+                    None => kind.to_owned(),
+                };
+                (range, json!({ "schema": schemas.show(source) }))
+            })
+            .collect();
+        return Some(json!({ "required": bodies.is_required, "content": content }));
+    }
+    // What the service takes is the service's matter.
+    of.has_body().then(|| {
+        let mut content = json!({ "application/json": {} });
+        if of.is_webhook() || !of.is_read() {
+            content["application/octet-stream"] = json!({});
+        }
+        json!({ "required": false, "content": content })
+    })
+}
+
+/// What OpenAPI has no words for, for programs.
+fn extensions(of: &Subject<'_>) -> Map<String, Value> {
+    let mut added = Map::new();
+    let mut add = |name: &str, value: Value| drop(added.insert(name.to_owned(), value));
+    let budget = u64::try_from(of.budget().as_millis()).unwrap_or(u64::MAX);
+    add("x-timeout-ms", budget.into());
+    if of.has_body() {
+        add("x-body-limit", of.largest_body().into());
+    }
+    let limits: Vec<Value> = of.limits().map(limit_of).collect();
+    if !limits.is_empty() {
+        add("x-ratelimit", limits.into());
+    }
+    if let Some(rule) = of.idempotency() {
+        add(
+            "x-idempotency",
+            serde_json::to_value(rule).unwrap_or_default(),
+        );
+    }
+    if let Some(cache) = of.cache() {
+        let life = json!({
+            "ttl": cache.life,
+            "staleWhileRevalidate": cache.stale_while_revalidate,
+            "staleIfError": cache.stale_if_error,
+        });
+        add("x-cache", life);
+    }
+    if let Some(websocket) = of.websocket() {
+        add("x-websocket", json!({ "protocols": websocket.protocols }));
+    }
+    if let Some(mode) = of.mode().filter(|_| of.rules().is_some()) {
+        add(
+            "x-validation",
+            serde_json::to_value(mode).unwrap_or_default(),
+        );
+    }
+    let Some(route) = of.route() else {
+        return added;
+    };
+    if let Some(required) = route.permission(of.method) {
+        add("x-permission", required.permission().into());
+    }
+    if route.owner_only {
+        add("x-owner-only", true.into());
+    }
+    if route.webhook {
+        add("x-webhook", true.into());
+    }
+    added
+}
+
+fn limit_of(rule: &Rule) -> Value {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let mut limit = json!({
+        "name": if rule.name.is_empty() { "global" } else { &*rule.name },
+        "max": rule.max,
+        "windowMs": millis(rule.window),
+    });
+    if !rule.block.is_zero() {
+        limit["blockMs"] = millis(rule.block).into();
+    }
+    if rule.skip_successes {
+        limit["countsFailures"] = true.into();
+    }
+    if rule.per_event {
+        limit["perEvent"] = true.into();
+    }
+    limit
+}
+
+/// The segment that tells what a path is about: neither `api` nor a version.
+pub fn tag(template: &str) -> &str {
+    let is_version = |segment: &str| {
+        let number = segment.strip_prefix('v').unwrap_or_default();
+        !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
+    };
+    let mut segments = template.split('/').filter(|segment| !segment.is_empty());
+    let telling = segments
+        .find(|segment| *segment != "api" && !is_version(segment) && !segment.starts_with('{'));
+    telling.unwrap_or("other")
+}
+
+/// As in `getApiV1VenuesVenue`.
+pub fn id(method: &Method, template: &str) -> String {
+    let words = template.split(|c: char| !c.is_ascii_alphanumeric());
+    let mut id = method.as_str().to_ascii_lowercase();
+    for word in words.filter(|word| !word.is_empty()) {
+        let (first, rest) = word.split_at(1);
+        id.push_str(&first.to_ascii_uppercase());
+        id.push_str(rest);
+    }
+    id
+}
+
+/// What OpenAPI calls the method.
+pub fn key(of: &Subject<'_>) -> String {
+    METHODS[of.method.0].as_str().to_ascii_lowercase()
+}
