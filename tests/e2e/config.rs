@@ -233,7 +233,12 @@ const VARIABLES: &[(&str, &str, &[&str], &str)] = &[
     ("REDIS_HOST", "redis.host", &[], "redis"),
     ("REDIS_PASSWORD", "redis.password", &[], "p"),
     ("JWT_ISSUER", "auth.jwt.issuer", &[], "someone"),
-    ("SWAGGER_HOST", "server.public_host", &[], "gw:1"),
+    (
+        "SWAGGER_HOST",
+        "server.public_host",
+        &["a b", "ftp://gw", "gw/path"],
+        "gw:1",
+    ),
 ];
 
 #[test]

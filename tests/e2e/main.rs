@@ -81,6 +81,8 @@ mod overload;
 mod events;
 mod websocket;
 
+mod documentation;
+
 mod log_file;
 mod logs;
 mod metrics;

@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub mod burst;
 pub mod certificates;
+pub mod chromium;
 pub mod client;
 pub mod firewall;
 pub mod fleet;
