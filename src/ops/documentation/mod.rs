@@ -16,6 +16,7 @@ mod schemas;
 mod serve;
 mod subject;
 mod viewer;
+mod words;
 
 use std::sync::Arc;
 
