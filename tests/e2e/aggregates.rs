@@ -508,7 +508,8 @@ fn a_source_that_speaks_http2_is_ended_on_time_too_and_its_connection_stays() {
         &format!("nft: {{ url: \"{old}\","),
         &format!("nft: {{ url: \"{new}\", http2: true,"),
     );
-    let gateway = Gateway::with(&yaml).start();
+    // Each thread has connections of its own.
+    let gateway = Gateway::with(&yaml).env("SERVER_THREADS", 1).start();
     let other = Request::get("/details/e2").bearer(&token::customer());
     assert_eq!(
         other.send_to(gateway.addr()).json()["data"]["nft"],

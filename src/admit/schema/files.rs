@@ -159,7 +159,11 @@ impl Shelf {
         if name.contains(':') {
             return None;
         }
-        let folder = file.rsplit_once('/').map_or("", |(folder, _)| folder);
+        // As for addresses (RFC 3986, section 5.2.4).
+        let folder = match name.starts_with('/') {
+            true => "",
+            false => file.rsplit_once('/').map_or("", |(folder, _)| folder),
+        };
         let mut segments: Vec<&str> = folder.split('/').filter(|s| !s.is_empty()).collect();
         for segment in name.split('/') {
             match segment {

@@ -4,10 +4,9 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
-use super::files::{SCHEME, Shelf};
+use super::files::Shelf;
 
 /// A schema, and the file that it stands in: what it refers to is relative to that.
 #[derive(Clone, Copy)]
@@ -31,13 +30,14 @@ pub fn follow<T>(
     place: Place<'_>,
     look: impl FnOnce(&Value, Place<'_>) -> T,
 ) -> Option<T> {
-    let (file, pointer) = to.split_once('#').unwrap_or((to, ""));
-    let pointer = percent_decode_str(pointer).decode_utf8_lossy();
-    let looked = match place.file_of(file) {
-        None => place.root.pointer(&pointer).map(|found| look(found, place)),
+    let looked = match Shelf::follow(place.file, to) {
+        None => None,
+        Some((file, pointer)) if file == place.file => {
+            place.root.pointer(&pointer).map(|found| look(found, place))
+        }
         // What an `$id` makes it relative to is no file of ours.
         Some(_) if place.root.get("$id").is_some() => None,
-        Some(file) => place.shelf.read(&file).ok().and_then(|root| {
+        Some((file, pointer)) => place.shelf.read(&file).ok().and_then(|root| {
             let there = Place {
                 file: &file,
                 root: &root,
@@ -83,31 +83,5 @@ impl Place<'_> {
             let fault = "`$id` within a file is not followed where texts are read";
             self.lost.add(fault.to_owned());
         }
-    }
-
-    /// The file that a reference names, as a name on the shelf; `None`: this one.
-    fn file_of(self, reference: &str) -> Option<String> {
-        let reference = percent_decode_str(reference).decode_utf8_lossy();
-        let (base, reference) = match reference.strip_prefix(SCHEME) {
-            Some(absolute) => ("", absolute),
-            None => match reference.strip_prefix('/') {
-                Some(absolute) => ("", absolute),
-                None => (self.file, &*reference),
-            },
-        };
-        if reference.is_empty() {
-            return None;
-        }
-        // As for addresses (RFC 3986, section 5.2.4): there is nothing above the folder.
-        let folder = base.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let mut segments: Vec<&str> = folder.split('/').filter(|s| !s.is_empty()).collect();
-        for segment in reference.split('/') {
-            match segment {
-                "." => {}
-                ".." => drop(segments.pop()),
-                segment => segments.push(segment),
-            }
-        }
-        Some(segments.join("/")).filter(|file| file != self.file)
     }
 }

@@ -3,8 +3,9 @@
 use serde_json::Value;
 
 use super::files::Shelf;
+use super::reference::{Lost, Place};
 use super::rules::{Kind, Rules, Texts};
-use super::shape::{self, DEEPEST, Place, Shape};
+use super::shape::{self, DEEPEST, Shape};
 
 /// A schema as it was written, and where it stands.
 #[derive(Clone, Debug)]
@@ -90,10 +91,13 @@ impl Source {
         shapes: impl Iterator<Item = (&'s Box<str>, Shape)>,
         found: &mut Vec<Parameter>,
     ) {
+        // What leads nowhere was a fault when this was compiled.
+        let lost = Lost::default();
         let place = Place {
             shelf: &self.shelf,
             file: &self.file,
             root: &self.schema,
+            lost: &lost,
         };
         let lists: Vec<&str> = shapes
             .filter(|(_, shape)| shape.has_commas())
