@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 #
-# What a hit costs: this gateway answering from its cache with every policy on, the same route without a cache, and
-# nginx's proxy_cache with the same object, headers and log. One at a time is loaded, in interleaved rounds; the
-# table shows medians, and the two ratios are those of the contestants within each round.
+# What a hit costs: this gateway answering from its cache with every policy on, the same route without a cache, the same
+# at a backend that takes two milliseconds, and nginx's proxy_cache with the same object, headers and log. One at a time is loaded, in interleaved rounds; the
+# table shows medians, and the ratios are those of the contestants within each round.
 #
 #   scripts/bench-cache.sh                       3 rounds of 5 s a contestant
 #   scripts/bench-cache.sh --rounds 5 --write    the published figures: docs/performance.md
@@ -14,27 +14,28 @@
 #   --size BYTES       of the answer (213: that of bench.sh)
 #   --shared           contestants with a thread for each core, which load and backend share with them; without it a
 #                      contestant has one thread on a core of its own, so that its requests a second are its own
-#   --only A,B         of hit,uncached,nginx; without the ratios
+#   --only A,B         of hit,uncached,slow,nginx; without the ratios
 #   --write            also put the result into docs/performance.md, between the markers
 #   --help
 #
-# Environment: GATEWAY_BIN: a binary to use instead of building it; BENCH_PORT: the first of nine ports (18700).
+# Environment: GATEWAY_BIN: a binary to use instead of building it; BENCH_PORT: the first of ten ports (18700).
 
 set -euo pipefail
 
 # shellcheck source=scripts/bench.sh
 . "$(dirname "$0")/bench.sh"
 
-names=hit,uncached,nginx
+names=hit,uncached,slow,nginx
 size=213
 shared=
-PORT=([origin]=$base [hit]=$((base + 1)) [uncached]=$((base + 2)) [nginx]=$((base + 3)) [store]=$((base + 7)) [cache]=0) # cache: a file of no port
+PORT=([origin]=$base [hit]=$((base + 1)) [uncached]=$((base + 2)) [nginx]=$((base + 3)) [slow]=$((base + 4)) [backend]=$((base + 8)) [store]=$((base + 7)) [cache]=0) # cache: a file of no port
 LABEL=(
     [hit]='this gateway: a hit, everything on'
     [uncached]='this gateway: the same route without a cache'
+    [slow]='this gateway: without a cache, from a backend that takes 2 ms'
     [nginx]='nginx: a hit of proxy_cache, no token, no limits'
 )
-declare -A PATHS=([hit]=/api/v1/events/123 [uncached]=/api/v1/plain/123 [nginx]=/api/v1/events/123)
+declare -A PATHS=([hit]=/api/v1/events/123 [uncached]=/api/v1/plain/123 [slow]='/api/v1/slow/123?demo-delay-ms=2' [nginx]=/api/v1/events/123)
 # Does the answer come from a cache? What says so, and what it must say.
 declare -A SAYS=([hit]='cache-status: .*; *hit' [nginx]='x-cache: hit')
 
@@ -63,6 +64,11 @@ start() { # NAME
             config cache-nginx.conf.in nginx
             launch nginx "${alone[@]}" nginx -p "$work" -e "$work/nginx.err" -c "$work/nginx.conf"
             ;;
+        slow)
+            rustc --edition 2024 -O -o "$work/one_backend" "$root/examples/one_backend.rs"
+            launch backend "$work/one_backend" "${PORT[backend]}"
+            gateway slow $((base + 9)) ''
+            ;;
         hit) gateway hit $((base + 5)) '' ;;
         uncached) gateway uncached $((base + 6)) '' ;;
     esac
@@ -71,6 +77,9 @@ start() { # NAME
 check() { # NAME: the right answer, from where it should come
     local head
     path=${PATHS[$1]}
+    if [[ $1 == slow ]]; then
+        local expected='{"name":"'${PORT[backend]}'"}'
+    fi
     check_answer "$1"
     sleep 0.2
     head=$(curl -sS -D - -o /dev/null "${header_flags[@]}" "http://127.0.0.1:${PORT[$1]}$path" | tr -d '\r')
@@ -87,9 +96,10 @@ ratios() { # of each round, and their median
         def hundredths: . * 100 | round / 100;
         def of($name): map(select(.name == $name)) | sort_by(.round);
         def ratio($a; $b; key): [of($a), of($b)] | transpose | map((.[0] | key) / (.[1] | key));
-        (ratio("hit"; "uncached"; .rps)) as $rps | (ratio("hit"; "nginx"; .cpu)) as $cpu |
+        (ratio("hit"; "uncached"; .rps)) as $rps | (ratio("hit"; "slow"; .rps)) as $slow | (ratio("hit"; "nginx"; .cpu)) as $cpu |
         (ratio("hit"; "uncached"; .cpu)) as $saved |
         "Requests a second, hit to uncached: \($rps | median | hundredths) (rounds: \($rps | map(hundredths) | join(", "))).",
+        "The same, where the backend takes 2 ms: \($slow | median | hundredths) (rounds: \($slow | map(hundredths) | join(", "))).",
         "CPU a request, hit to uncached: \($saved | median | hundredths).",
         "CPU a hit, this gateway to nginx: \($cpu | median | hundredths) (rounds: \($cpu | map(hundredths) | join(", ")))."' "$work/results"
 }
@@ -100,7 +110,7 @@ report() {
     circumstances | tail -n 2
     [[ -n $shared ]] || printf '%s\n' 'Each contestant has one thread on a core of its own; load and backend have the other cores.'
     table | cut -d'|' -f1-3,5- # without the ratio to `bare`, which does not run here
-    [[ $names != hit,uncached,nginx ]] || { echo && ratios; }
+    [[ $names != hit,uncached,slow,nginx ]] || { echo && ratios; }
 }
 
 write_section() { # between its markers in docs/performance.md

@@ -127,7 +127,7 @@ prepare_request() {
 chosen() { [[ ,$names, == *,$1,* ]]; }
 
 config() { # TEMPLATE NAME: the filled template, as a file
-    sed -e "s|@DIR@|$work|g" -e "s|@ORIGIN@|${PORT[origin]}|g" -e "s|@PORT@|${PORT[$2]}|g" -e "s|@THREADS@|$cores|g" \
+    sed -e "s|@DIR@|$work|g" -e "s|@ORIGIN@|${PORT[origin]}|g" -e "s|@SLOW@|${PORT[backend]:-}|g" -e "s|@PORT@|${PORT[$2]}|g" -e "s|@THREADS@|$cores|g" \
         -e "s|@SECRET@|$secret|g" -e "s|@LIMIT@|$limit|g" -e "s|@CSP@|$csp|g" "$here/bench/$1" >"$work/$2.conf"
 }
 

@@ -562,7 +562,7 @@ fn json_goes_both_ways_byte_for_byte() {
 
 #[test]
 fn an_answer_of_many_little_values_takes_no_more_room_than_its_text() {
-    let (backend, gateway) = world("batch: { answer: 8MiB }");
+    let (backend, gateway) = world("batch: { answer: 8MiB, calls: 8 }");
     let values = vec!["{\"\":0}"; 500_000].join(",");
     let text = format!("[{values}]");
     backend.set(move |_| {

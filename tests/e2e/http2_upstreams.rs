@@ -213,8 +213,8 @@ fn an_attempt_ends_in_time_whatever_its_client_did_behind_the_request() {
             .start();
         let since = Instant::now();
         let mut connection = Client::to(gateway.addr()).connect();
-        let pay = Request::post("/s/pay").header("Idempotency-Key", "k");
-        connection.send(&pay.body("100").bytes());
+        let put = Request::method("PUT", "/s/price");
+        connection.send(&put.body("100").bytes());
         wait_until("the first attempt is there", || !hanging.seen().is_empty());
         match behind {
             Behind::End => connection.finish_sending(),

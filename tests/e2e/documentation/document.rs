@@ -246,14 +246,7 @@ fn what_the_configuration_says_of_an_operation_is_in_it() {
         .collect();
     assert_eq!(
         names,
-        [
-            "endDate",
-            "limit",
-            "page",
-            "sortBy",
-            "sortOrder",
-            "startDate"
-        ]
+        ["endDate", "limit", "page", "sortOrder", "startDate"]
     );
     assert_eq!(
         document["components"]["schemas"]["dateRange"]["x-before"]["startDate"],
