@@ -205,7 +205,7 @@ gateway() { # NAME OPS_PORT REDIS_HOST [THREADS [WRAPPER ...]]; nothing of the c
     launch "$1" env -i PATH="$PATH" NODE_ENV=production HOST=127.0.0.1 PORT="${PORT[$1]}" \
         OPS_LISTEN="127.0.0.1:$2" SERVER_THREADS="${4:-$cores}" JWT_SECRET="$secret" \
         REDIS_HOST="$3" REDIS_PORT="${PORT[store]}" \
-        "${services[@]}" RATE_LIMIT_GLOBAL_MAX=$limit LIMITS_FLOOD_MAX=$limit \
+        "${services[@]}" RATE_LIMIT_GLOBAL_MAX=$limit LIMITS_FLOOD_MAX=$limit MAX_CONNECTIONS_PER_ADDRESS=0 \
         LOG_LEVEL=info LOG_FORMAT=json "${@:5}" "$gateway_bin"
 }
 

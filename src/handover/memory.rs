@@ -31,6 +31,8 @@ pub struct Memory {
     pub revoked: Arc<Revoked>,
     pub families: Arc<Store>,
     pub ledger: Arc<Ledger>,
+    /// What Redis was not told yet of answers that are out of date.
+    pub stale: Option<Arc<Kept>>,
     pub api_keys: Option<Arc<StoredKeys>>,
 }
 
@@ -186,7 +188,11 @@ impl Memory {
     }
 
     fn kept(&self) -> impl Iterator<Item = &Arc<Kept>> {
-        let kept = [self.families.kept(), self.ledger.kept()];
+        let kept = [
+            self.families.kept(),
+            self.ledger.kept(),
+            self.stale.as_ref(),
+        ];
         kept.into_iter().flatten()
     }
 

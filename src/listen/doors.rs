@@ -74,6 +74,11 @@ impl Doors {
         self.state.subscribe()
     }
 
+    /// Waits until nobody accepts any more: at the end of the process.
+    pub async fn closed(&self) {
+        self.state.closed().await;
+    }
+
     pub fn open(&self) {
         self.state.send_replace(State::Open);
     }

@@ -11,6 +11,7 @@ use prometheus::IntGauge;
 use super::control::Control;
 use super::life::Life;
 use crate::handover::Upgrades;
+use crate::listen::Doors;
 use crate::observe::sink::Sink;
 
 /// Leaves as soon as nothing is in flight any more.
@@ -19,6 +20,7 @@ pub struct Drain {
     pub limit: Duration,
     pub life: Arc<Life>,
     pub upgrades: Arc<Upgrades>,
+    pub doors: Arc<Doors>,
     pub control: Option<Arc<Control>>,
     pub sink: Sink,
 }
@@ -33,8 +35,8 @@ impl BackgroundService for Drain {
         let deadline = Instant::now() + self.limit;
         // A new process that has not taken over is ended with this one; until that is known its clients wait in the queues.
         self.life.until_settled().await;
-        // A connection that was just accepted is not counted yet.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        // Who is in the queues is let in, and counted.
+        let _ = tokio::time::timeout(LAST_WORDS, self.doors.closed()).await;
         while self.connections.get() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -42,7 +44,7 @@ impl BackgroundService for Drain {
             && let lost @ 1.. = self.upgrades.memory.count_unwritten()
         {
             log::warn!(
-                "redis is away: {lost} ends of writes and revocations that it was not told of are lost"
+                "redis is away: {lost} ends of writes, revocations and words on what is out of date that it was not told of are lost"
             );
         }
         if let Some(control) = &self.control {

@@ -179,6 +179,7 @@ impl Process {
             revoked: self.known.revoked.clone(),
             families: self.known.families.clone(),
             ledger: self.ledger.clone(),
+            stale: self.store.as_deref().and_then(Store::unsaid).cloned(),
             api_keys: self.known.stored_keys.clone(),
         }
     }

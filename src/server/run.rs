@@ -153,7 +153,7 @@ pub fn run(origin: Origin, compiled: Compiled, sink: Sink, start: Start) -> Resu
     }
     let begin = Begin {
         heir,
-        doors,
+        doors: doors.clone(),
         memory,
         redis,
         life: life.clone(),
@@ -169,6 +169,7 @@ pub fn run(origin: Origin, compiled: Compiled, sink: Sink, start: Start) -> Resu
             limit,
             life: life.clone(),
             upgrades: upgrades.clone(),
+            doors: doors.clone(),
             control,
             sink: sink.clone(),
         },

@@ -27,6 +27,13 @@ struct Loop {
     connections: AtomicUsize,
 }
 
+/// After so many tasks it is looked whether something came from the network, though there are more: tokio's own 61 of them may be
+/// TLS handshakes, which take a millisecond each.
+const LOOK_EVERY: u32 = 16;
+
+/// Threads beside each loop, for what takes long and for names that are looked up: more would only compete with the loops.
+const MOST_BESIDE: usize = 32;
+
 /// A connection's place on a thread.
 struct Seat {
     shared: Arc<Shared>,
@@ -121,7 +128,11 @@ impl Shared {
 
 impl Loop {
     fn start(number: usize) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .event_interval(LOOK_EVERY)
+            .max_blocking_threads(MOST_BESIDE)
+            .build()?;
         let handle = runtime.handle().clone();
         std::thread::Builder::new()
             .name("front".into())

@@ -8,13 +8,13 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
-use pingora_timeout::timeout;
+use pingora_timeout::{timeout, tokio_timeout};
 use prometheus::IntCounter;
 use redis::{Cmd, FromRedisValue, RedisError, RedisResult};
 use tokio::sync::Notify;
@@ -106,7 +106,9 @@ impl Redis {
         };
         let mut connection = Connection::clone(&connection);
         let limit = self.topology.command_timeout;
-        let answer = timeout(limit, command.query_async(&mut connection)).await;
+        let begun = Instant::now();
+        // Of this thread's own clock: when it has been busy, an answer that is there is read before the time is looked at.
+        let answer = tokio_timeout(limit, command.query_async(&mut connection)).await;
         match answer {
             Ok(Ok(answer)) => {
                 if link.complained.load(Relaxed) {
@@ -126,7 +128,10 @@ impl Redis {
             }
             Err(_) => {
                 self.late.inc();
-                self.lose(link);
+                // A thread that was held up says nothing about Redis: its connection is tried by the next PING.
+                if begun.elapsed() < limit + HELD_UP {
+                    self.lose(link);
+                }
                 Err(Away)
             }
         }
@@ -189,6 +194,9 @@ fn is_for_another(error: &RedisError) -> bool {
         None | Some("NOSCRIPT" | "READONLY" | "MOVED" | "CLUSTERDOWN")
     )
 }
+
+/// A time-out that comes so much later than it should tells more of this process than of Redis.
+const HELD_UP: Duration = Duration::from_millis(15);
 
 // === impl Keeper ===
 

@@ -15,7 +15,7 @@ use super::invalid::{Invalid, Kind, Place, covers, place};
 use super::tier::Tier;
 use super::told::{Message, Prefix};
 use crate::observe::registry::CacheMetrics;
-use crate::state::{Memory, memory};
+use crate::state::{Kept, Memory, memory};
 
 /// What a process keeps.
 pub struct Store {
@@ -70,6 +70,11 @@ const MOST_OWN: usize = 10_000;
 const USUAL_ANSWER: u64 = 8 << 10;
 
 impl Store {
+    /// What is out of date, and Redis was not told of yet.
+    pub fn unsaid(&self) -> Option<&Arc<Kept>> {
+        self.tier.as_ref().map(|tier| tier.told.kept())
+    }
+
     /// `octets` of answers of at most `largest` each.
     pub fn new(octets: u64, largest: u64, metrics: CacheMetrics, tier: Option<Arc<Tier>>) -> Self {
         let largest = largest.min(octets / 4);

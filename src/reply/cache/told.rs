@@ -67,6 +67,11 @@ const AGAIN: Duration = Duration::from_millis(100);
 const LONGEST: usize = 64 << 10;
 
 impl Told {
+    /// What Redis was not told of yet.
+    pub fn kept(&self) -> &Arc<Kept> {
+        &self.kept
+    }
+
     pub fn new(redis: Arc<Redis>, kept: Arc<Kept>, health: Arc<RedisHealth>) -> Self {
         Self {
             redis,
