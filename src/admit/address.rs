@@ -1,7 +1,7 @@
 //! Who is the peer, and whom does it speak for? The client's address (decision 9).
 
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use http::{HeaderMap, HeaderValue};
 use ipnet::IpNet;
@@ -17,7 +17,7 @@ impl TrustedProxies {
 
     /// The peer's address or, from a trusted peer, the right-most entry of `X-Forwarded-For` that is not trusted.
     ///
-    /// An entry that is no address ends the search: what stands left of it was written by an unknown hand.
+    /// Where that entry is no address the client is nobody known (0.0.0.0): it is not the proxy that stands right of it.
     pub fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let peer = peer.to_canonical();
         if self.0.is_empty() || !self.trusts(peer) {
@@ -27,7 +27,7 @@ impl TrustedProxies {
         for line in headers.get_all("x-forwarded-for").iter().rev() {
             for entry in line.as_bytes().rsplit(|&b| b == b',') {
                 let Some(address) = parse(entry) else {
-                    return client;
+                    return IpAddr::V4(Ipv4Addr::UNSPECIFIED);
                 };
                 client = address;
                 if !self.trusts(address) {
@@ -59,6 +59,12 @@ fn parse(entry: &[u8]) -> Option<IpAddr> {
         .or_else(|_| {
             text.parse::<std::net::SocketAddr>()
                 .map(|with_port| with_port.ip())
+        })
+        .or_else(|_| {
+            let bare = text
+                .strip_prefix('[')
+                .and_then(|text| text.strip_suffix(']'));
+            bare.unwrap_or_default().parse::<Ipv6Addr>().map(IpAddr::V6)
         })
         .ok()
         .map(|address| address.to_canonical())
@@ -98,7 +104,11 @@ mod tests {
         assert_eq!(client(trusted, "10.0.0.1", &["10.0.0.3"]), "10.0.0.3");
         assert_eq!(
             client(trusted, "10.0.0.1", &["1.2.3.4, nonsense"]),
-            "10.0.0.1"
+            "0.0.0.0"
+        );
+        assert_eq!(
+            client(trusted, "10.0.0.1", &["[2001:db8::1]"]),
+            "2001:db8::1"
         );
         assert_eq!(client(trusted, "11.0.0.1", &["1.2.3.4"]), "11.0.0.1");
         assert_eq!(

@@ -13,6 +13,7 @@ pub mod json;
 pub mod limits;
 pub mod lookup;
 pub mod media;
+mod nominated;
 
 pub mod path;
 pub mod permissions;
@@ -66,12 +67,13 @@ impl Gateway {
         if ctx.source().is_some() {
             return Ok(Admitted::GoOn); // its aggregate was admitted, and has said all that is known
         }
-        let request = session.req_header();
-        let (method, fields) = (&request.method, &request.headers);
-        ctx.request_id = request_id::take(fields);
+        ctx.request_id = request_id::take(&session.req_header().headers);
         if ctx.inner.is_none() {
             meet(session, ctx);
+            nominated::remove(session)?; // 400
         }
+        let request = session.req_header();
+        let (method, fields) = (&request.method, &request.headers);
 
         ctx.policies
             .limits

@@ -252,7 +252,7 @@ fn behind_a_trusted_proxy_the_forwarded_address_counts() {
             .fold(request, |r, line| r.header("X-Forwarded-For", line));
         request.send_to(gateway.addr()).status
     };
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["192.0.2.1"], "192.0.2.1"),
         (&["203.0.113.9, 192.0.2.2"], "192.0.2.2"),
         (&["192.0.2.3, 10.0.0.1"], "192.0.2.3"),
@@ -263,7 +263,8 @@ fn behind_a_trusted_proxy_the_forwarded_address_counts() {
         (&["192.0.2.5:4711"], "192.0.2.5"),
         (&["[2001:db8::1]:443"], "2001:db8::1"),
         (&["::ffff:192.0.2.6"], "192.0.2.6"),
-        (&["192.0.2.7, unknown, 10.0.0.3"], "10.0.0.3"),
+        (&["[2001:db8::2]"], "2001:db8::2"),
+        (&["192.0.2.7, unknown, 10.0.0.3"], "0.0.0.0"),
     ];
     for (i, (lines, address)) in cases.into_iter().enumerate() {
         assert_eq!(send(lines), 200, "{lines:?}");
@@ -272,7 +273,7 @@ fn behind_a_trusted_proxy_the_forwarded_address_counts() {
         assert_eq!(send(&[address]), 429, "{lines:?} was counted on {address}");
     }
     assert_eq!(send(&[]), 200, "the proxy itself");
-    assert_eq!(send(&["nonsense"]), 429, "the proxy itself again");
+    assert_eq!(send(&["nonsense"]), 429, "0.0.0.0 again, and not the proxy");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What tells one answer from another: tenant, route, scheme, host, target, and, unless the backend says `public`, who asks.
+//! What tells one answer from another: tenant, route, scheme, host, target, `X-Venue-ID`, and, unless the backend says `public`, who asks.
 //! Each part stands behind its length, so that no two requests have the same key by accident or design.
 
 use http::header::{AUTHORIZATION, COOKIE, HOST};
@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderValue};
 
 use super::RouteCache;
 use crate::admit::auth::{Caller, Source};
+use crate::admit::tenancy::X_VENUE_ID;
 use crate::context::Ctx;
 use crate::route::{Route, target_of};
 
@@ -55,6 +56,12 @@ impl Keys {
         );
         let target = ctx.target.as_deref().unwrap_or_else(|| target_of(request));
         put(&mut octets, target.as_bytes());
+        // Backends may answer by it, and seldom say so in `Vary`.
+        for venue in fields.get_all(X_VENUE_ID) {
+            octets.push(b'v');
+            put(&mut octets, venue.as_bytes());
+        }
+        octets.push(b'.');
         let shared_len = octets.len();
         for holder in [caller, ctx.beside.as_deref()].into_iter().flatten() {
             put_holder(&mut octets, holder);

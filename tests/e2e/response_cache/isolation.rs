@@ -42,6 +42,61 @@ impl Caller {
     }
 }
 
+/// What `Connection` nominates does not reach the backend: its answer must not be kept as that field's variant.
+#[test]
+fn what_connection_nominates_chooses_no_variant() {
+    let backend = Upstream::start_with(|request| {
+        let language = request
+            .header("accept-language")
+            .unwrap_or("none")
+            .to_owned();
+        Reply::json(json!({ "language": language }))
+            .header("Cache-Control", "public, max-age=60")
+            .header("Vary", "Accept-Language")
+    });
+    let gateway = conf(&backend).start();
+    let german = || Request::get("/s/x").header("Accept-Language", "de");
+    for connection in ["accept-language", "keep-alive, Accept-Language"] {
+        let poison = german()
+            .header("Connection", connection)
+            .send_to(gateway.addr());
+        assert_eq!(poison.json()["language"], "none");
+    }
+    let clean = german().send_to(gateway.addr());
+    assert_eq!(clean.json()["language"], "de");
+    let before = backend.count();
+    for name in [
+        "authorization",
+        "x-api-key",
+        "X-Forwarded-For",
+        "host",
+        "x-venue-id",
+    ] {
+        let refused = german().header("Connection", name).send_to(gateway.addr());
+        assert_eq!((refused.status, backend.count()), (400, before), "{name}");
+    }
+}
+
+/// The backend may answer by the venue without saying so in `Vary`.
+#[test]
+fn each_venue_has_its_own_answers() {
+    let backend = Upstream::start_with(|request| {
+        let venue = request.header("x-venue-id").unwrap_or("none").to_owned();
+        Reply::json(json!({ "venue": venue })).header("Cache-Control", "public, max-age=60")
+    });
+    let gateway = conf(&backend).start();
+    for _ in 0..2 {
+        for venue in ["v1", "v2"] {
+            let request = Request::get("/s/x").header("X-Venue-ID", venue);
+            assert_eq!(request.send_to(gateway.addr()).json()["venue"], venue);
+        }
+        assert_eq!(
+            Request::get("/s/x").send_to(gateway.addr()).json()["venue"],
+            "none"
+        );
+    }
+}
+
 /// On HTTP/2 a body needs no field that says so: what it was answered is for nobody else, whoever sends it on HTTP/1.
 #[test]
 fn an_answer_to_a_get_with_a_body_is_given_to_nobody_who_sends_none() {
