@@ -96,7 +96,7 @@ impl Cors {
         let text = origin.to_str().map_err(|_| OriginNotAllowed)?;
         let known = self.allowed.contains(text)
             || self.allowed.contains(&text.to_ascii_lowercase())
-            || is_same_origin(text, scheme, headers)
+            || is_same_origin(scheme, headers)
             || (self.allow_localhost && is_localhost(text));
         if known && is_alone {
             Ok(Origin::Allowed(origin.clone()))
@@ -151,7 +151,10 @@ pub fn check_origin(place: &str, origin: &str, problems: &mut Problems) {
 /// Answers differ by origin, and caches must know it.
 const ORIGIN_NAME: HeaderValue = HeaderValue::from_static("Origin");
 
-fn is_same_origin(origin: &str, scheme: &str, headers: &HeaderMap) -> bool {
+/// Whether `Origin` is where the request was sent.
+pub fn is_same_origin(scheme: &str, headers: &HeaderMap) -> bool {
+    let origin = headers.get(ORIGIN).and_then(|origin| origin.to_str().ok());
+    let origin = origin.unwrap_or_default();
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     match (host, origin.split_once("://")) {
         (Some(host), Some((given, origin))) => {

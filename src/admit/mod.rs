@@ -86,7 +86,8 @@ impl Gateway {
         }
         let documentation = ctx.policies.documentation.as_ref();
         if documentation.is_some_and(|documentation| documentation.is_at(&path)) {
-            return Box::pin(self.show_documentation(&path, request, ctx)).await; // 400, 401, 403, 404, 405, 429, 503
+            return Box::pin(self.show_documentation(&path, request, peer_address(session), ctx))
+                .await; // 400, 401, 403, 404, 405, 429, 503
         }
         let foreign = match ctx.policies.cors.check(fields, ctx.scheme) {
             Ok(origin) => {

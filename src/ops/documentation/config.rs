@@ -22,6 +22,8 @@ use crate::route::{Table, spellings};
 pub struct DocumentationConfig {
     /// None: but in production.
     pub enabled: Option<bool>,
+    /// An address in `ops.allow` sees all, or what a role does. None: in development alone.
+    pub operators: Option<bool>,
     /// What the document calls itself.
     pub title: String,
     /// Of the API, not of the gateway.
@@ -50,6 +52,7 @@ impl Default for DocumentationConfig {
     fn default() -> Self {
         Self {
             enabled: None,
+            operators: None,
             title: "TicketToken API Gateway".into(),
             version: "1.0.0".into(),
         }
@@ -60,6 +63,7 @@ impl DocumentationConfig {
     pub fn compile(self, parts: &Parts<'_>, problems: &mut Problems) -> Option<Documentation> {
         let Self {
             enabled,
+            operators,
             title,
             version,
         } = self;
@@ -89,6 +93,7 @@ impl DocumentationConfig {
         let global = parts.limits.rule(GLOBAL);
         Some(Documentation {
             inventory: Inventory::of(parts.table, parts.batch, policies, head),
+            shows_operators_all: operators.unwrap_or(parts.stage == Stage::Development),
             roles: parts.roles.clone(),
             admin: parts.roles.id("admin"),
             limits: global.into_iter().cloned().collect(),
@@ -147,7 +152,7 @@ fn policy(host: Option<&str>) -> HeaderValue {
     let host = host.map_or_else(String::new, |host| format!(" {host}"));
     let policy = format!(
         "default-src 'none';script-src 'self';style-src 'self' 'unsafe-inline';img-src 'self' data:;connect-src \
-         'self'{host};base-uri 'none';form-action 'none';frame-ancestors 'self'"
+         'self'{host};base-uri 'none';form-action 'none';frame-ancestors 'none'"
     );
     HeaderValue::try_from(policy).expect("a host was found to be one")
 }

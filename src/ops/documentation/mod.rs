@@ -2,7 +2,7 @@
 //! it (docs/decisions/0026-api-documentation.md).
 //!
 //! Everybody sees the operations that they may call, and the schemas that these need: with a token or a key those of its
-//! holder, at an address in `ops.allow` all of them, or those of `?role=`, and elsewhere the public ones.
+//! holder, else the public ones. With `documentation.operators` an address in `ops.allow` sees all, or those of `?role=`.
 
 mod answers;
 mod assets;
@@ -36,6 +36,8 @@ use viewer::Viewer;
 /// The documentation of one configuration.
 pub struct Documentation {
     inventory: Inventory,
+    /// `documentation.operators`
+    shows_operators_all: bool,
     roles: Arc<Roles>,
     admin: Option<RoleId>,
     /// Of who asks for a document.

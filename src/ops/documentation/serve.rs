@@ -1,7 +1,10 @@
 //! Answers requests for the documentation: the page, its files, and the document that is for who asks.
 
+use std::net::IpAddr;
+
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, ETAG, HOST, LOCATION, VARY,
+    ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, ETAG, HOST, LOCATION, ORIGIN,
+    VARY,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use pingora::http::RequestHeader;
@@ -11,7 +14,7 @@ use super::viewer::Viewer;
 use super::{Asking, Documentation, Form, PATH};
 use crate::admit::Admitted;
 use crate::admit::auth::{AuthError, AuthRule, Identified};
-use crate::admit::cors::Cors;
+use crate::admit::cors::{Cors, is_same_origin};
 use crate::context::Ctx;
 use crate::forward::deadline::Deadline;
 use crate::gateway::Gateway;
@@ -53,6 +56,7 @@ impl Gateway {
         &self,
         path: &str,
         request: &RequestHeader,
+        peer: IpAddr,
         ctx: &mut Ctx,
     ) -> Result<Admitted, Refusal> {
         ctx.endpoint = Some(Endpoint::Documentation);
@@ -75,7 +79,7 @@ impl Gateway {
             Page::Slash => slash(),
             Page::Asset(asset) => asset_answer(asset, fields),
             Page::Document(form) => {
-                let asking = self.asking(documentation, request, ctx).await?; // 400, 401, 403, 429, 503
+                let asking = self.asking(documentation, request, peer, ctx).await?; // 400, 401, 403, 429, 503
                 let made = documentation.document(&policies.table, &asking, form);
                 let mut answer =
                     Answer::new(StatusCode::OK, form.content_type(), made.body.clone());
@@ -98,21 +102,28 @@ impl Gateway {
         &self,
         documentation: &Documentation,
         request: &'r RequestHeader,
+        peer: IpAddr,
         ctx: &mut Ctx,
     ) -> Result<Asking<'r>, Refusal> {
         let fields = &request.headers;
-        let is_near = ctx.policies.ops.allows(ctx.client);
+        let is_near = documentation.shows_operators_all && is_operator(fields, peer, ctx);
+        let has_credentials = fields.contains_key(AUTHORIZATION) || fields.contains_key(X_API_KEY);
         let host = fields.get(HOST).and_then(|host| host.to_str().ok());
         let (viewer, is_near) = match role(request) {
+            Some(_) if has_credentials => {
+                return Err(Refusal::BadQuery("`role` is for who has no credentials"));
+            }
             Some(_) if !is_near => {
-                return Err(Refusal::Forbidden("`role` is for addresses in ops.allow"));
+                return Err(Refusal::Forbidden(
+                    "`role` is for addresses in ops.allow, with documentation.operators",
+                ));
             }
             Some(name) => {
                 let role = documentation.roles.id(&name);
                 let role = role.ok_or(Refusal::BadQuery("There is no such role"))?;
                 (Viewer::Role(role), false)
             }
-            None if fields.contains_key(AUTHORIZATION) || fields.contains_key(X_API_KEY) => {
+            None if has_credentials => {
                 let identified = self.identify(documentation, fields, ctx).await;
                 let Identified { caller, beside } = identified?;
                 (Viewer::Caller { caller, beside }, is_near)
@@ -175,6 +186,15 @@ impl Gateway {
         ctx.standing = standing.inspect_err(|_| self.rate_limited("caller"))?;
         Ok(())
     }
+}
+
+/// Whether somebody at an address in `ops.allow` asks: no page of another origin, and no client of an unknown proxy there.
+fn is_operator(fields: &HeaderMap, peer: IpAddr, ctx: &Ctx) -> bool {
+    let policies = &ctx.policies;
+    let is_own = !fields.contains_key(ORIGIN) || is_same_origin(ctx.scheme, fields);
+    let mut relays = ["x-forwarded-for", "forwarded", "via"].into_iter();
+    let is_relayed = relays.any(|name| fields.contains_key(name)) && !policies.trusted.trusts(peer);
+    ctx.inner.is_none() && is_own && !is_relayed && policies.ops.allows(ctx.client)
 }
 
 /// The role in the query, if one is named.

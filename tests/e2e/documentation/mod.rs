@@ -26,7 +26,11 @@ pub fn backend() -> Upstream {
 
 /// The platform, with every service at one backend, in a stage in which the documentation is on.
 pub fn platform(backend: &Upstream) -> GatewayBuilder {
-    Gateway::platform_unchecked()
+    let checked = "enabled: true\n  path: /health";
+    let platform = REFERENCE
+        .replace(checked, "enabled: false\n  path: /health")
+        .replace("operators: null", "operators: true");
+    Gateway::with(&platform)
         .all_services_at(&backend.url())
         .env("ORDER_SERVICE_URL", backend.url())
         .env("NODE_ENV", "staging")
@@ -36,11 +40,16 @@ pub fn platform(backend: &Upstream) -> GatewayBuilder {
 
 /// A few routes, in a stage in which the documentation is on.
 pub fn small(routes: &str) -> GatewayBuilder {
+    let operators = match routes.contains("documentation: {") {
+        true => "",
+        false => "documentation: { operators: true }",
+    };
     let yaml = format!(
         "
 health: {{ enabled: false }}
 services: {{ s: {{ url: 'http://127.0.0.1:1' }}, g: {{ url: 'http://127.0.0.1:2', http2: true }} }}
 roles: {{ admin: ['*'], customer: ['things:view'] }}
+{operators}
 {routes}"
     );
     Gateway::with(&yaml).env("NODE_ENV", "staging")

@@ -8,7 +8,15 @@ const authorized = (system) => {
 
 // The document is asked for with the credentials that its operations are tried with.
 const addCredentials = (system, request) => {
+  const target = new URL(request.url, window.location.href);
+  if (target.origin !== window.location.origin) {
+    return;
+  }
   const { bearer, apiKey } = authorized(system);
+  if ((bearer && bearer.value) || (apiKey && apiKey.value)) {
+    target.searchParams.delete("role"); // who has credentials is who they are
+    request.url = target.href;
+  }
   request.headers = request.headers || {};
   if (bearer && bearer.value) {
     request.headers.Authorization = "Bearer " + bearer.value;
@@ -45,6 +53,7 @@ window.addEventListener("load", () => {
     filter: true,
     layout: "BaseLayout",
     plugins: [SwaggerUIBundle.plugins.DownloadUrl, FollowCaller],
+    queryConfigEnabled: false,
     presets: [SwaggerUIBundle.presets.apis],
     requestInterceptor: (request) => {
       if (!request.loadSpec) {
@@ -57,5 +66,4 @@ window.addEventListener("load", () => {
     showExtensions: false,
     validatorUrl: null,
   });
-  window.ui = ui;
 });
