@@ -263,7 +263,7 @@ fn behind_a_trusted_proxy_the_forwarded_address_counts() {
         (&["192.0.2.5:4711"], "192.0.2.5"),
         (&["[2001:db8::1]:443"], "2001:db8::1"),
         (&["::ffff:192.0.2.6"], "192.0.2.6"),
-        (&["[2001:db8::2]"], "2001:db8::2"),
+        (&["[2001:db8:0:1::2]"], "2001:db8:0:1::2"),
         (&["192.0.2.7, unknown, 10.0.0.3"], "0.0.0.0"),
     ];
     for (i, (lines, address)) in cases.into_iter().enumerate() {

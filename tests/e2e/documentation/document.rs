@@ -283,6 +283,7 @@ fn nothing_that_is_inside_is_in_it() {
     let gateway = Gateway::with(
         "
 environment: staging
+documentation: { operators: true }
 server: { public_host: '' }
 batch: { path: '' }
 services:
