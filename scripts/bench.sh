@@ -382,7 +382,7 @@ circumstances() {
     cat <<END
 $(date -u +%Y-%m-%d), by \`scripts/bench.sh\`: $what,
 one \`GET\` with a token and a browser's headers, $(printf %s "$expected" | wc -c) bytes of JSON in answer, no TLS.
-$(awk -F': ' '/^model name/ { print $2; exit }' /proc/cpuinfo), $cores cores shared with load and backend, $memory_gb GB, Linux $(uname -r).
+$(awk -F': ' '/^model name/ { print $2; exit }' /proc/cpuinfo), $(nproc --all) cores shared with load and backend, $memory_gb GB, Linux $(uname -r).
 $(nginx -v 2>&1 | sed 's|.*: ||'), $(haproxy -v | sed -E 's|^HAProxy version ([^ ]+).*|haproxy/\1|;q'), ${load_tool:-$tool}, $(rustc --version | cut -d' ' -f1,2).
 END
 }
