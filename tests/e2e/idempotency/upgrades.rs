@@ -223,7 +223,7 @@ fn a_process_that_ends_while_redis_is_away_says_how_much_is_lost() {
     world.gateways[0].signal(TERM);
     world.gateways[0].wait_log(|line| {
         let message = line["msg"].as_str().unwrap_or_default();
-        message.contains("1 ends of writes and revocations")
+        message.contains("1 ends of writes, revocations")
     });
 }
 
