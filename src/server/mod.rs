@@ -1,5 +1,6 @@
 //! From a configuration to a running process: stores, pools, routes, listeners; and its orderly end.
 
+mod beside;
 pub mod control;
 mod drain;
 mod entrances;

@@ -13,6 +13,7 @@ use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
+use super::beside::beside;
 use super::notify::Notify;
 use super::upkeep::Running;
 use super::{Compiled, LIMIT, Process, Purpose, compile, log_settings};
@@ -75,13 +76,20 @@ pub struct Reloading {
     asks: mpsc::Receiver<oneshot::Sender<Outcome>>,
     hangups: Signal,
     /// What is in force.
-    tree: Tree,
+    tree: Arc<Tree>,
     watch: bool,
     file: Watched,
     /// The service manager knows of a reload from its beginning to its end.
     notify: Notify,
     tls: Option<Arc<Tls>>,
     running: Running,
+}
+
+/// What may come into force.
+struct New {
+    compiled: Compiled,
+    /// From what is in force.
+    diff: Diff,
 }
 
 /// The configuration file, as it is looked at. By content: Kubernetes swaps a link to its directory, editors write it
@@ -136,7 +144,7 @@ impl Reloading {
             origin,
             asks,
             hangups,
-            tree,
+            tree: Arc::new(tree),
             watch,
             notify,
             tls,
@@ -190,10 +198,13 @@ impl Reloading {
     async fn try_reload(&mut self) -> Outcome {
         self.file.is_read(&self.origin.source).await;
         let before = self.in_force.load_full();
-        let compiled = self.compile(&before).await.map_err(NotReloaded::Faulty)?;
-        compiled.policies.first_look(&before, LIMIT).await;
+        let new = self.compile(&before).await.map_err(NotReloaded::Faulty)?;
+        let policies = &new.compiled.policies;
+        policies.first_look(&before, LIMIT).await;
         self.may_reload()?;
-        Ok(self.put_in_force(compiled, &before))
+        let reloaded = self.put_in_force(new, &before);
+        tokio::spawn(let_go(before));
+        Ok(reloaded)
     }
 
     fn may_reload(&self) -> Result<(), NotReloaded> {
@@ -206,15 +217,18 @@ impl Reloading {
     }
 
     /// Away from what keeps everything else up to date: it takes a while, and reads files.
-    async fn compile(&self, before: &Arc<Policies>) -> Result<Compiled, Problems> {
+    async fn compile(&self, before: &Arc<Policies>) -> Result<New, Problems> {
         let (origin, process) = (self.origin.clone(), self.process.clone());
-        let before = before.clone();
-        let compiled = tokio::task::spawn_blocking(move || {
+        let (before, running) = (before.clone(), self.tree.clone());
+        let compiled = beside("reload", move || {
             let file = config::load_again(&origin.source, &origin.environment)?;
             let mut problems = Problems::default();
             log_settings(&file, &mut problems);
             let before = &before;
-            compile(file, Purpose::Reload { process, before }, problems)
+            let mut compiled = compile(file, Purpose::Reload { process, before }, problems)?;
+            let diff = Diff::between(&running, &compiled.tree);
+            compiled.tree = diff.in_force(&running, compiled.tree);
+            Ok(New { compiled, diff })
         });
         compiled.await.unwrap_or_else(|e| {
             let mut problems = Problems::default();
@@ -224,7 +238,8 @@ impl Reloading {
     }
 
     /// The one moment at which something changes. What else belongs to a snapshot, as certificates do, is swapped here.
-    fn put_in_force(&mut self, compiled: Compiled, before: &Policies) -> Reloaded {
+    fn put_in_force(&mut self, new: New, before: &Policies) -> Reloaded {
+        let New { compiled, diff } = new;
         let Compiled {
             policies,
             process: _, // the one that runs
@@ -245,8 +260,7 @@ impl Reloading {
         before.pools.retire(&policies.pools);
         self.running.only(policies.tasks());
         self.watch = watch;
-        let diff = Diff::between(&self.tree, &tree);
-        self.tree = diff.in_force(&self.tree, tree);
+        self.tree = Arc::new(tree);
         Reloaded {
             changes: diff.changes(),
             needs_restart: diff.needs_restart(),
@@ -335,6 +349,16 @@ impl Watched {
     async fn is_read(&mut self, source: &Source) {
         self.read = mark(source).await;
         self.seen = None;
+    }
+}
+
+/// The last request that was judged by these would have to take them apart, in the middle of others: nobody does before us.
+async fn let_go(before: Arc<Policies>) {
+    while Arc::strong_count(&before) > 1 {
+        tokio::time::sleep(LOOK).await;
+    }
+    if let Err(e) = beside("reload", move || drop(before)).await {
+        log::debug!("an old configuration was not taken apart beside the requests: {e}");
     }
 }
 

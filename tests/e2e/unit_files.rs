@@ -9,8 +9,9 @@ use std::process::{Command, Output};
 const UNIT: &str = include_str!("../../conf/api-gateway.service");
 const REFERENCE: &str = include_str!("../../conf/gateway.yaml");
 
-/// What `systemd-analyze security` may find at most, from 0 (nothing is exposed) to 100.
-const EXPOSURE: u32 = 16;
+/// What `systemd-analyze security` may find at most, from 0 (nothing is exposed) to 100. One of them is for
+/// `sched_setscheduler`, by which a reload yields to requests (real-time policies stay out of reach).
+const EXPOSURE: u32 = 17;
 
 #[test]
 fn systemd_finds_no_fault_in_the_unit() {
@@ -133,6 +134,8 @@ routes: [{{ path: /s/*, service: s, auth: token }}]
         let answer = Request::get(path).send_to(gateway.private_addr());
         assert_eq!(answer.status, 200, "{path}");
     }
+    let reload = Request::post("/reload").send_to(gateway.private_addr());
+    assert_eq!(reload.status, 200, "{}", reload.text());
     assert!(gateway.metrics().contains("process_open_fds"));
     traced.signal("TERM");
     assert_eq!(
