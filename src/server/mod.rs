@@ -1,6 +1,5 @@
 //! From a configuration to a running process: stores, pools, routes, listeners; and its orderly end.
 
-mod beside;
 pub mod control;
 mod drain;
 mod entrances;
@@ -10,6 +9,7 @@ mod process;
 mod reload;
 mod run;
 mod signals;
+mod spare;
 pub mod threads;
 mod upkeep;
 

@@ -4,17 +4,18 @@
 //! SIGHUP, a change of the file, `POST /reload` on the private listener and whoever else holds a [`Reload`] ask for it; one
 //! reload follows the other. Until the very last step nothing has changed, so that a faulty file changes nothing.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, io};
 
+use once_cell::sync::OnceCell;
 use pingora::server::ShutdownWatch;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
-use super::beside::beside;
 use super::notify::Notify;
+use super::spare::Spare;
 use super::upkeep::Running;
 use super::{Compiled, LIMIT, Process, Purpose, compile, log_settings};
 use crate::config::{self, Diff, Environment, Problems, Source, Tree};
@@ -83,6 +84,7 @@ pub struct Reloading {
     notify: Notify,
     tls: Option<Arc<Tls>>,
     running: Running,
+    spare: OnceCell<Spare>,
 }
 
 /// What may come into force.
@@ -149,6 +151,7 @@ impl Reloading {
             notify,
             tls,
             running: Running::default(),
+            spare: OnceCell::new(),
         };
         (Reload(asker), reloading)
     }
@@ -203,7 +206,9 @@ impl Reloading {
         policies.first_look(&before, LIMIT).await;
         self.may_reload()?;
         let reloaded = self.put_in_force(new, &before);
-        tokio::spawn(let_go(before));
+        if let Ok(spare) = self.spare() {
+            tokio::spawn(let_go(before, spare.clone()));
+        }
         Ok(reloaded)
     }
 
@@ -220,7 +225,7 @@ impl Reloading {
     async fn compile(&self, before: &Arc<Policies>) -> Result<New, Problems> {
         let (origin, process) = (self.origin.clone(), self.process.clone());
         let (before, running) = (before.clone(), self.tree.clone());
-        let compiled = beside("reload", move || {
+        let compile = move || {
             let file = config::load_again(&origin.source, &origin.environment)?;
             let mut problems = Problems::default();
             log_settings(&file, &mut problems);
@@ -229,12 +234,21 @@ impl Reloading {
             let diff = Diff::between(&running, &compiled.tree);
             compiled.tree = diff.in_force(&running, compiled.tree);
             Ok(New { compiled, diff })
-        });
-        compiled.await.unwrap_or_else(|e| {
+        };
+        let compiled = match self.spare() {
+            Ok(spare) => spare.run(compile).await,
+            Err(e) => Err(e),
+        };
+        compiled.unwrap_or_else(|e| {
             let mut problems = Problems::default();
             problems.add("reload", format!("was not finished: {e}"));
             Err(problems)
         })
+    }
+
+    /// From the first reload on.
+    fn spare(&self) -> io::Result<&Spare> {
+        self.spare.get_or_try_init(Spare::start)
     }
 
     /// The one moment at which something changes. What else belongs to a snapshot, as certificates do, is swapped here.
@@ -353,11 +367,11 @@ impl Watched {
 }
 
 /// The last request that was judged by these would have to take them apart, in the middle of others: nobody does before us.
-async fn let_go(before: Arc<Policies>) {
+async fn let_go(before: Arc<Policies>, spare: Spare) {
     while Arc::strong_count(&before) > 1 {
         tokio::time::sleep(LOOK).await;
     }
-    if let Err(e) = beside("reload", move || drop(before)).await {
+    if let Err(e) = spare.run(move || drop(before)).await {
         log::debug!("an old configuration was not taken apart beside the requests: {e}");
     }
 }
