@@ -173,7 +173,7 @@ impl Caller {
                 self.pool.limiter.observe(&self.pool.baseline, took, now);
             }
             Err(Failure::Timeout) if attempt.lasts(now) >= question.patience / 2 => {
-                let took = attempt.lasts(now);
+                let took = attempt.took(now);
                 self.pool.limiter.observe(&self.pool.baseline, took, now);
             }
             Err(_) => {}

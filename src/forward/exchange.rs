@@ -339,7 +339,7 @@ impl Exchange {
         };
         attempt.failed(failure, now);
         if failure == Failure::Timeout {
-            let took = self.worked_for(now);
+            let took = attempt.took(now);
             service.limiter.observe(self.baseline(), took, now);
         }
         // A good head was told to the breaker already; what breaks after it cannot be mended.

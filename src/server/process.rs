@@ -95,7 +95,10 @@ impl Process {
             problems,
         );
         let commands = redis.as_ref().map(|redis| &redis.commands);
-        let (books, threads) = (Arc::new(Books::default()), Threads::new(threads));
+        let (books, threads) = (
+            Arc::new(Books::default()),
+            Threads::new(threads, &metrics.loops),
+        );
         let users = remembered("user", CACHES[0], commands, &metrics);
         let members = remembered("member", CACHES[1], commands, &metrics);
         let lookups = metrics.api_key_lookups();

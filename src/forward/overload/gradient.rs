@@ -104,19 +104,23 @@ impl Gradient {
         }
     }
 
-    /// An answer took so long; `in_flight` and `limit` are as they are now. Returns the limit when it is to change.
+    /// An answer took so long, where that says something of the service; `in_flight` and `limit` are as they are now. Returns
+    /// the limit when it is to change.
     pub fn observe(
         &self,
         baseline: &Baseline,
-        took: Duration,
+        took: Option<Duration>,
         in_flight: u32,
         limit: u32,
         now: Instant,
     ) -> Option<u32> {
+        let since = now.saturating_duration_since(self.epoch).as_millis() as u64;
+        let Some(took) = took else {
+            return self.pass_over(in_flight, limit, since);
+        };
         // Far from the limit nothing waits on the service for our sake; at the least limit, no less is possible.
         let idle = in_flight * 4 <= limit || in_flight <= LEAST as u32;
         let excess = baseline.learn(took, idle).clamp(-6.0, 6.0);
-        let since = now.saturating_duration_since(self.epoch).as_millis() as u64;
         if since.saturating_sub(self.last.swap(since, Relaxed)) > QUIET_MS {
             return self.begin_anew(since, limit);
         }
@@ -144,6 +148,19 @@ impl Gradient {
         self.is_draining.store(draining, Relaxed);
         let effective = state.effective();
         (effective != limit).then_some(effective)
+    }
+
+    /// An answer whose time says nothing. What waits for requests to end goes on, and no experiment lasts for as long as such
+    /// answers come.
+    fn pass_over(&self, in_flight: u32, limit: u32, since: u64) -> Option<u32> {
+        if since.saturating_sub(self.last.load(Relaxed)) > QUIET_MS {
+            self.last.store(since, Relaxed);
+            return self.begin_anew(since, limit);
+        }
+        if self.is_draining.load(Relaxed) {
+            self.drained(in_flight, limit, since);
+        }
+        None
     }
 
     /// Ends the window. Returns its mean excess, and the most in flight.
@@ -339,7 +356,7 @@ mod tests {
                         let took = Duration::from_micros(now - sent);
                         let changed = self.gradient.observe(
                             &self.baseline,
-                            took,
+                            Some(took),
                             in_flight,
                             self.limit,
                             clock,
@@ -448,5 +465,34 @@ mod tests {
         let slower = |second, random| around(if second < 10 { 10_000 } else { 100_000 }, random);
         let seconds = simulation.run(30, |_| 30, slower);
         assert!(seconds.iter().all(|second| second.limit >= INITIAL));
+    }
+    #[test]
+    fn answers_without_a_time_change_nothing_but_end_an_experiment() {
+        let (gradient, baseline) = (Gradient::new(Instant::now()), Baseline::default());
+        let at = |ms| gradient.epoch + Duration::from_millis(ms);
+        let mut limit = INITIAL;
+        let mut observe = |took, in_flight, ms| {
+            let changed = gradient.observe(&baseline, took, in_flight, limit, at(ms));
+            limit = changed.unwrap_or(limit);
+            limit
+        };
+        for ms in 0..1000 {
+            assert_eq!(observe(None, 50, ms), INITIAL);
+        }
+        let mut ms = 1000;
+        while gradient.state.lock().phase == Phase::Watching {
+            let slower = Duration::from_millis(if ms < 3000 { 2 } else { 40 });
+            observe(Some(slower), limit_of(&gradient), ms);
+            ms += 1;
+            assert!(ms < 60_000, "an experiment is made");
+        }
+        let low = observe(None, 0, ms);
+        assert!(!gradient.is_draining.load(Relaxed), "nothing is in flight");
+        assert_eq!(observe(None, 0, ms + 9_000), low);
+        assert!(observe(None, 0, ms + 11_000) >= INITIAL, "nothing is known");
+    }
+
+    fn limit_of(gradient: &Gradient) -> u32 {
+        gradient.state.lock().effective()
     }
 }

@@ -167,8 +167,8 @@ impl Limiter {
         slot.ok_or_else(|| self.shed(priority))
     }
 
-    /// An answer came after `took`, on a route with this `baseline`.
-    pub fn observe(self: &Arc<Self>, baseline: &Baseline, took: Duration, now: Instant) {
+    /// An answer came after `took`, where that says something of the service, on a route with this `baseline`.
+    pub fn observe(self: &Arc<Self>, baseline: &Baseline, took: Option<Duration>, now: Instant) {
         if !self.enabled {
             return;
         }

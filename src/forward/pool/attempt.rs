@@ -8,10 +8,11 @@ use http::HeaderValue;
 use pingora::upstreams::peer::{H1UpgradePolicy, HttpPeer};
 
 use super::Pool;
-use super::members::{ANSWERED, FAILED, Member, TIME, octaves};
+use super::members::{ANSWERED, FAILED, Member, TIME, UNTIMED, octaves};
 use super::outlier::Reason;
 use crate::forward::retry::Failure;
 use crate::observe::registry::AttemptOutcome;
+use crate::server::threads;
 
 /// Counts as in flight until it is dropped. Dropped before its end was told, it was given up: that is nobody's fault.
 pub struct Attempt {
@@ -72,16 +73,26 @@ impl Attempt {
         now.saturating_duration_since(self.since)
     }
 
+    /// As [`Attempt::lasts`], where that says something of the instance: `None` when this thread was held up meanwhile.
+    pub fn took(&self, now: Instant) -> Option<Duration> {
+        (!threads::was_held_up(self.since, now)).then(|| self.lasts(now))
+    }
+
     /// The head of a good answer has come. Returns how long it took.
-    pub fn answered(&mut self, now: Instant) -> Duration {
-        let took = self.lasts(now);
+    pub fn answered(&mut self, now: Instant) -> Option<Duration> {
+        let took = self.took(now);
         let member = &self.member;
         if member.failures_in_a_row.load(Relaxed) != 0 {
             member.failures_in_a_row.store(0, Relaxed);
         }
-        member.latency.observe(took, self.pool.clock_ms(now));
         member.recent.add(ANSWERED, 1, now);
-        member.recent.add(TIME, octaves(took), now);
+        match took {
+            Some(took) => {
+                member.latency.observe(took, self.pool.clock_ms(now));
+                member.recent.add(TIME, octaves(took), now);
+            }
+            None => member.recent.add(UNTIMED, 1, now),
+        }
         self.tell(AttemptOutcome::Success);
         took
     }

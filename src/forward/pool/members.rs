@@ -33,17 +33,20 @@ pub struct Member {
     /// Of those, the ones whose answer has not begun.
     pub unanswered: AtomicU32,
     pub latency: Latency,
-    /// [`ANSWERED`], [`FAILED`] and [`TIME`] of the last seconds.
-    pub recent: Window<3>,
+    /// [`ANSWERED`], [`FAILED`], [`TIME`] and [`UNTIMED`] of the last seconds.
+    pub recent: Window<KINDS>,
     /// Failures since the last good answer.
     pub failures_in_a_row: AtomicU32,
     pub(super) standing: Mutex<Standing>,
 }
 
-/// What [`Member::recent`] counts: good answers, failures, and the times of the good answers as [`octaves`].
+/// What [`Member::recent`] counts: good answers, failures, the times of the good answers as [`octaves`], and the good answers
+/// whose times say nothing.
 pub const ANSWERED: usize = 0;
 pub const FAILED: usize = 1;
 pub const TIME: usize = 2;
+pub const UNTIMED: usize = 3;
+pub const KINDS: usize = 4;
 
 /// A time as 64ths of octaves of microseconds. Their mean is a geometric one: a single answer that takes a thousand times
 /// as long is no reason to call an instance slow.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::members::{ANSWERED, FAILED, Member, TIME};
+use super::members::{ANSWERED, FAILED, KINDS, Member, TIME, UNTIMED};
 use crate::config::{self, Problems};
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -131,14 +131,14 @@ impl Outlier {
         if !self.enabled || members.len() < 2 {
             return Vec::new();
         }
-        let sums: Vec<[u64; 3]> = members.iter().map(|m| m.recent.sums(now)).collect();
+        let sums: Vec<[u64; KINDS]> = members.iter().map(|m| m.recent.sums(now)).collect();
         let reasons = (0..members.len()).filter_map(|i| Some((&members[i], stands_out(&sums, i)?)));
         reasons.collect()
     }
 }
 
-fn stands_out(sums: &[[u64; 3]], i: usize) -> Option<Reason> {
-    let of = |[answered, failed, _]: &[u64; 3]| answered + failed;
+fn stands_out(sums: &[[u64; KINDS]], i: usize) -> Option<Reason> {
+    let of = |[answered, failed, ..]: &[u64; KINDS]| answered + failed;
     if of(&sums[i]) < VOLUME {
         return None;
     }
@@ -156,7 +156,6 @@ fn stands_out(sums: &[[u64; 3]], i: usize) -> Option<Reason> {
             others: others_percent,
         });
     }
-    let mean = |sums: &[u64; 3]| sums[TIME].checked_div(sums[ANSWERED]);
     let mut means: Vec<u64> = others()
         .filter(|(_, sums)| of(sums) >= VOLUME)
         .filter_map(|(_, sums)| mean(sums))
@@ -166,6 +165,13 @@ fn stands_out(sums: &[[u64; 3]], i: usize) -> Option<Reason> {
     let (millis, others) = (millis(own), millis(median));
     let stands_out = own >= median + LATENCY_OCTAVES && millis >= others + LATENCY_EXCESS_MS;
     stands_out.then_some(Reason::Latency { millis, others })
+}
+
+/// Of the times that say something of an instance; none, where so few are left that one of them would decide.
+fn mean(sums: &[u64; KINDS]) -> Option<u64> {
+    let timed = sums[ANSWERED].saturating_sub(sums[UNTIMED]);
+    let is_enough = sums[UNTIMED] == 0 || timed >= VOLUME;
+    sums[TIME].checked_div(timed).filter(|_| is_enough)
 }
 
 /// The inverse of [`octaves`](super::members::octaves).
@@ -206,10 +212,10 @@ mod tests {
     fn only_what_differs_from_the_others_stands_out() {
         let answers = |count: u64, millis| {
             let each = octaves(Duration::from_millis(millis));
-            [count, 0, count * u64::from(each)]
+            [count, 0, count * u64::from(each), 0]
         };
         let good = answers(100, 2);
-        let bad = [60, 40, good[TIME]];
+        let bad = [60, 40, good[TIME], 0];
         let error_rate = Some(Reason::ErrorRate {
             percent: 40,
             others: 0,
@@ -217,7 +223,11 @@ mod tests {
         assert_eq!(stands_out(&[good, bad, good], 1), error_rate);
         assert_eq!(stands_out(&[good, bad, good], 0), None);
         assert_eq!(stands_out(&[bad, bad, bad], 1), None, "all are bad");
-        assert_eq!(stands_out(&[good, [4, 6, 40]], 1), None, "too few requests");
+        assert_eq!(
+            stands_out(&[good, [4, 6, 40, 0]], 1),
+            None,
+            "too few requests"
+        );
         let slow = answers(100, 100);
         let latency = Some(Reason::Latency {
             millis: 99,
@@ -231,8 +241,24 @@ mod tests {
         );
         let twelve = answers(100, 12);
         assert_eq!(stands_out(&[good, twelve, good], 1), None, "not worth it");
-        let one_report = [60, 0, answers(59, 20)[TIME] + answers(1, 8000)[TIME]];
+        let one_report = [60, 0, answers(59, 20)[TIME] + answers(1, 8000)[TIME], 0];
         let others = answers(100, 20);
         assert_eq!(stands_out(&[others, one_report, others], 1), None);
+    }
+
+    #[test]
+    fn answers_without_a_time_are_answers_and_do_not_make_the_others_quicker() {
+        let time = |count: u64, millis| count * u64::from(octaves(Duration::from_millis(millis)));
+        let good = [100, 0, time(100, 2), 0];
+        let slow = [100, 0, time(50, 100), 50];
+        let latency = Some(Reason::Latency {
+            millis: 99,
+            others: 2,
+        });
+        assert_eq!(stands_out(&[good, slow, good], 1), latency);
+        let hardly_timed = [100, 0, time(2, 100), 98];
+        assert_eq!(stands_out(&[good, hardly_timed, good], 1), None);
+        let failing = [60, 40, time(2, 2), 58];
+        assert!(stands_out(&[good, failing, good], 1).is_some());
     }
 }

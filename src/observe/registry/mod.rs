@@ -3,6 +3,7 @@
 
 mod cache;
 mod http;
+mod loops;
 mod redis;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::forward::pool::Census;
 use crate::forward::retry::Failure;
 pub use cache::CacheMetrics;
 pub use http::{HttpMetrics, InProgress, MethodMetrics, RouteMetrics};
+pub use loops::{LoopMetrics, OfLoop};
 pub use redis::RedisMetrics;
 
 /// The route label of a path that has none.
@@ -66,6 +68,7 @@ pub struct Metrics {
     pub certificate_not_after: IntGauge,
     log_lines_dropped: IntGauge,
     tasks: IntGauge,
+    pub loops: LoopMetrics,
     redis_up: IntGauge,
     pub redis: RedisMetrics,
     pub cache: CacheMetrics,
@@ -251,6 +254,7 @@ impl Metrics {
                     "Tasks of the runtime that serves requests: connections, streams of HTTP/2, and what they wait for",
                 )?,
             )?,
+            loops: LoopMetrics::new(&registry)?,
             log_lines_dropped: registered(
                 &registry,
                 IntGauge::new(

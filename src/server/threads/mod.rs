@@ -2,6 +2,10 @@
 //! to, with its requests and with what they use at a backend and at Redis: nothing that is waited for wakes another thread,
 //! and what one thread reads again and again is in its own processor's cache (docs/decisions/0027-a-loop-a-thread.md).
 
+mod pulse;
+#[cfg(test)]
+mod tests;
+
 use std::cell::Cell;
 use std::future::{Future, pending};
 use std::io;
@@ -9,14 +13,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use once_cell::sync::OnceCell;
+use prometheus::IntGauge;
 use tokio::runtime::{Builder, Handle};
+use tokio::task::spawn_blocking;
+
+use crate::observe::registry::{LoopMetrics, OfLoop};
+pub use pulse::was_held_up;
 
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Threads(Arc<Shared>);
 
 struct Shared {
-    count: usize,
+    /// One for each loop.
+    metrics: Box<[OfLoop]>,
     running: OnceCell<Box<[Loop]>>,
     /// Where the next connection is looked for a place first.
     next: AtomicUsize,
@@ -24,7 +34,7 @@ struct Shared {
 
 struct Loop {
     handle: Handle,
-    connections: AtomicUsize,
+    connections: IntGauge,
 }
 
 /// After so many tasks it is looked whether something came from the network, though there are more: tokio's own 61 of them may be
@@ -44,6 +54,16 @@ thread_local! {
     static PLACE: Cell<usize> = const { Cell::new(0) };
 }
 
+/// What takes longer than some tens of microseconds is done by [`beside`]: text of so many bytes to read or to write, which
+/// takes a quarter of a millisecond.
+pub const LARGE: usize = 64 << 10;
+
+/// Does what takes long on a thread beside this loop, whose other tasks go on meanwhile. `None`: it panicked, or the process
+/// ends.
+pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    spawn_blocking(work).await.ok()
+}
+
 /// The number of this thread: 1 and up among those that serve, 0 for all others.
 pub fn place() -> usize {
     PLACE.get()
@@ -53,9 +73,11 @@ pub fn place() -> usize {
 
 impl Threads {
     /// None of them runs yet.
-    pub fn new(count: usize) -> Self {
+    pub fn new(count: usize, metrics: &LoopMetrics) -> Self {
         Self(Arc::new(Shared {
-            count: count.max(1),
+            metrics: (1..=count.max(1))
+                .map(|number| metrics.of(number))
+                .collect(),
             running: OnceCell::new(),
             next: AtomicUsize::new(0),
         }))
@@ -79,9 +101,9 @@ impl Threads {
         let (place, chosen) = (0..loops.len())
             .map(|step| (first.wrapping_add(step)) % loops.len())
             .map(|place| (place, &loops[place]))
-            .min_by_key(|(_, thread)| thread.connections.load(Relaxed))
+            .min_by_key(|(_, thread)| thread.connections.get())
             .expect("there is at least one");
-        chosen.connections.fetch_add(1, Relaxed);
+        chosen.connections.inc();
         let seat = Seat {
             shared: self.0.clone(),
             place,
@@ -117,8 +139,9 @@ impl Threads {
 impl Shared {
     fn loops(&self) -> io::Result<&[Loop]> {
         let loops = self.running.get_or_try_init(|| {
-            let loops = (1..=self.count).map(Loop::start);
-            loops.collect::<io::Result<_>>()
+            let loops = (1..).zip(&self.metrics);
+            let started = loops.map(|(number, metrics)| Loop::start(number, metrics));
+            started.collect::<io::Result<_>>()
         });
         loops.map(|loops| &**loops)
     }
@@ -127,22 +150,25 @@ impl Shared {
 // === impl Loop ===
 
 impl Loop {
-    fn start(number: usize) -> io::Result<Self> {
+    fn start(number: usize, metrics: &OfLoop) -> io::Result<Self> {
         let runtime = Builder::new_current_thread()
             .enable_all()
             .event_interval(LOOK_EVERY)
             .max_blocking_threads(MOST_BESIDE)
             .build()?;
         let handle = runtime.handle().clone();
+        let lag = metrics.lag.clone();
         std::thread::Builder::new()
             .name("front".into())
             .spawn(move || {
                 PLACE.set(number);
+                // In the queue like all others: what they wait for there is what it measures.
+                runtime.spawn(pulse::beat(lag));
                 runtime.block_on(pending::<()>());
             })?;
         Ok(Self {
             handle,
-            connections: AtomicUsize::new(0),
+            connections: metrics.connections.clone(),
         })
     }
 }
@@ -152,7 +178,7 @@ impl Loop {
 impl Drop for Seat {
     fn drop(&mut self) {
         if let Some(loops) = self.shared.running.get() {
-            loops[self.place].connections.fetch_sub(1, Relaxed);
+            loops[self.place].connections.dec();
         }
     }
 }
