@@ -82,7 +82,7 @@ impl Gateway {
         let (path, query) = split_target(target_of(request));
         let path = path::normalize(path)?; // 400
         if let Some(endpoint) = Endpoint::at(&path) {
-            return self.answer_endpoint(endpoint, method, ctx);
+            return Box::pin(self.answer_endpoint(endpoint, method, ctx)).await;
         }
         let documentation = ctx.policies.documentation.as_ref();
         if documentation.is_some_and(|documentation| documentation.is_at(&path)) {
@@ -254,7 +254,7 @@ impl Gateway {
             .inc();
     }
 
-    fn answer_endpoint(
+    async fn answer_endpoint(
         &self,
         endpoint: Endpoint,
         method: &Method,
@@ -268,7 +268,7 @@ impl Gateway {
             )));
         }
         let in_full = ctx.policies.ops.allows(ctx.client);
-        match ctx.policies.ops.answer(endpoint, in_full) {
+        match ctx.policies.ops.answer(endpoint, in_full).await {
             Some(answer) => Ok(Admitted::Answered(answer)),
             None if in_full => Err(Refusal::NotFound),
             None => Err(Refusal::Forbidden("Only for addresses in ops.allow")),

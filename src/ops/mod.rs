@@ -19,7 +19,7 @@ use crate::forward::pool::{Census, Pools};
 use crate::observe::access_log::Logger;
 use crate::observe::registry::{HttpMetrics, Metrics, RouteMetrics};
 use crate::reply::Answer;
-use crate::server::threads::Threads;
+use crate::server::threads::{Threads, beside};
 use crate::server::{Life, Process};
 use crate::state::{RedisHealth, RedisState};
 pub use private::Private;
@@ -195,12 +195,12 @@ impl Ops {
     }
 
     /// The answer, in full for those who may see it; `None` where there is none for them.
-    pub fn answer(&self, endpoint: Endpoint, in_full: bool) -> Option<Answer> {
+    pub async fn answer(&self, endpoint: Endpoint, in_full: bool) -> Option<Answer> {
         match endpoint {
             Endpoint::Live => Some(answer(StatusCode::OK, &json!({"status": "alive"}))),
             Endpoint::Ready => Some(self.ready()),
             Endpoint::Health => Some(self.health(in_full)),
-            Endpoint::Metrics if in_full && self.metrics_enabled => Some(self.metrics()),
+            Endpoint::Metrics if in_full && self.metrics_enabled => Some(self.metrics().await),
             Endpoint::Metrics | Endpoint::Documentation => None,
         }
     }
@@ -298,17 +298,25 @@ impl Ops {
         answer(StatusCode::OK, &body)
     }
 
-    fn metrics(&self) -> Answer {
+    async fn metrics(&self) -> Answer {
         self.pools.iter().for_each(|pool| pool.observe_now());
         self.metrics.observe_now(
             self.logger.dropped(),
             self.redis.is_followed(),
             self.threads.tasks(),
         );
+        let metrics = self.metrics.clone();
+        // Thousands of series with many routes, in which some requests of this thread would find theirs.
+        let Some(text) = beside(move || metrics.render()).await else {
+            return answer(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                &json!({"status": "error"}),
+            );
+        };
         Answer::new(
             StatusCode::OK,
             "text/plain; version=0.0.4; charset=utf-8",
-            self.metrics.render(),
+            text,
         )
     }
 }

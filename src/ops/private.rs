@@ -70,7 +70,8 @@ impl ServeHttp for Private {
         let path = &*path;
         let answer = match (&method, Endpoint::at(path)) {
             (&Method::GET | &Method::HEAD, Some(endpoint)) => {
-                self.in_force.load().ops.answer(endpoint, true)
+                let policies = self.in_force.load_full();
+                policies.ops.answer(endpoint, true).await
             }
             (_, Some(_)) => Some(plain(StatusCode::METHOD_NOT_ALLOWED)),
             // A page that somebody on this machine looks at gives no orders.

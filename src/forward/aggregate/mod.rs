@@ -34,6 +34,7 @@ use crate::gateway::Gateway;
 use crate::inner::{self, Behind, Bounds, Fault, Inner, Prepared, Reply};
 use crate::reply::{Answer, Refusal};
 use crate::route::Route;
+use crate::server::threads::{LARGE, beside};
 use answer::{Part, Whole};
 pub use config::{AggregateConfig, OfRoute};
 use shape::Shape;
@@ -75,10 +76,18 @@ struct Said {
     text: Option<Box<RawValue>>,
     /// Built, where a part of it is told, or other sources' paths are made of it.
     value: Option<Value>,
+    /// Bytes that it came in.
+    size: usize,
 }
 
 /// A source's answer in full, or what its failure is to the client.
 type Outcome = Result<Said, Refusal>;
+
+/// What there is of each source once all are asked.
+struct Outcomes {
+    answers: Vec<Option<Said>>,
+    failures: Vec<Option<Refusal>>,
+}
 
 /// An aggregate that is being made.
 struct Making<'a> {
@@ -129,6 +138,24 @@ impl Aggregate {
     pub fn source(&self, name: &str) -> Option<&Route> {
         let source = self.sources.iter().find(|source| *source.name == *name);
         source.map(|source| &*source.route)
+    }
+
+    fn write(&self, outcomes: Outcomes, request_id: &str) -> Result<Vec<u8>, Refusal> {
+        let mut whole = Whole::new(request_id);
+        let Outcomes { answers, failures } = outcomes;
+        let outcomes = answers.into_iter().zip(failures);
+        for (source, (answer, failure)) in self.sources.iter().zip(outcomes) {
+            match answer {
+                Some(answer) => whole.add(&source.name, "ok", source.part(answer)),
+                None => {
+                    whole.fail(&source.name, &failure.unwrap_or(Refusal::BadGateway));
+                    let has_fallback = !source.fallback.is_null();
+                    let status = if has_fallback { "fallback" } else { "failed" };
+                    whole.add(&source.name, status, Part::Fallback(&source.fallback));
+                }
+            }
+        }
+        whole.write()
     }
 
     /// Whether anything is kept of its sources' answers.
@@ -192,12 +219,35 @@ impl<'a> Making<'a> {
             }
         }
         let json = "application/json; charset=utf-8";
-        let answer = self.answer(ctx.request_id())?;
+        let answer = self.write(ctx).await?;
         Ok(Admitted::Answered(Answer::new(
             StatusCode::OK,
             json,
             answer,
         )))
+    }
+
+    async fn write(self, ctx: &Ctx) -> Result<Vec<u8>, Refusal> {
+        let outcomes = Outcomes {
+            answers: self.answers,
+            failures: self.failures,
+        };
+        let size: usize = outcomes
+            .answers
+            .iter()
+            .flatten()
+            .map(|said| said.size)
+            .sum();
+        if size <= LARGE {
+            return self.aggregate.write(outcomes, ctx.request_id());
+        }
+        let (route, id) = (ctx.route.clone(), ctx.request_id.clone());
+        let written = beside(move || {
+            let aggregate = route.as_ref().and_then(|route| route.aggregate.as_deref());
+            let aggregate = aggregate.ok_or(Refusal::Internal)?;
+            aggregate.write(outcomes, id.to_str().unwrap_or_default())
+        });
+        written.await.unwrap_or(Err(Refusal::Internal))
     }
 
     /// Asks every source of which all is known that its path needs.
@@ -223,7 +273,7 @@ impl<'a> Making<'a> {
                 until: request.1,
             };
             let asked = async move {
-                let outcome = source.outcome(request.0.run(bounds).await);
+                let outcome = source.outcome(request.0.run(bounds).await).await;
                 (place, outcome)
             };
             self.running.push(Box::pin(asked));
@@ -285,23 +335,6 @@ impl<'a> Making<'a> {
         }
         Ok(())
     }
-
-    fn answer(self, request_id: &str) -> Result<Vec<u8>, Refusal> {
-        let mut whole = Whole::new(request_id);
-        let outcomes = self.answers.into_iter().zip(self.failures);
-        for (source, (answer, failure)) in self.aggregate.sources.iter().zip(outcomes) {
-            match answer {
-                Some(answer) => whole.add(&source.name, "ok", source.part(answer)),
-                None => {
-                    whole.fail(&source.name, &failure.unwrap_or(Refusal::BadGateway));
-                    let has_fallback = !source.fallback.is_null();
-                    let status = if has_fallback { "fallback" } else { "failed" };
-                    whole.add(&source.name, status, Part::Fallback(&source.fallback));
-                }
-            }
-        }
-        whole.write()
-    }
 }
 
 const FORBIDDEN: Refusal = Refusal::Forbidden("Insufficient permissions");
@@ -330,11 +363,11 @@ impl Source {
         }
     }
 
-    fn outcome(&self, asked: Result<Reply, Fault>) -> Outcome {
+    async fn outcome(&self, asked: Result<Reply, Fault>) -> Outcome {
         let (result, outcome) = match asked {
             Err(Fault::Late) => ("timeout", Err(Refusal::GatewayTimeout)),
             Err(Fault::Broken) => ("invalid", Err(Refusal::BadGateway)),
-            Ok(reply) if reply.status.is_success() => match self.read(reply) {
+            Ok(reply) if reply.status.is_success() => match self.read(reply).await {
                 Some(said) => ("ok", Ok(said)),
                 None => ("invalid", Err(Refusal::BadGateway)),
             },
@@ -371,32 +404,46 @@ impl Source {
 
     /// The JSON of an answer; `None` when it is none, or is in a coding that nobody asked for. What is deeper than 128
     /// levels is none either.
-    fn read(&self, reply: Reply) -> Option<Said> {
-        if reply.status == StatusCode::NO_CONTENT {
-            return Some(Said {
-                text: None,
-                value: Some(Value::Null),
-            });
-        }
-        let coding = reply.fields.get(CONTENT_ENCODING);
-        let is_plain =
-            coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
-        if reply.is_cut || !is_plain || !reply.fields.get(CONTENT_TYPE).is_some_and(says_json) {
-            return None;
-        }
-        if !is_well_formed(&reply.body) {
-            return None;
-        }
+    async fn read(&self, reply: Reply) -> Option<Said> {
+        let body = match reply.status {
+            // There is none to read.
+            StatusCode::NO_CONTENT => b"null".to_vec(),
+            _ => json_of(reply)?,
+        };
         let is_told = self.shape.is_whole();
-        let value = match self.is_needed || !is_told {
-            true => Some(serde_json::from_slice(&reply.body).ok()?),
+        let is_built = self.is_needed || !is_told;
+        match body.len() {
+            ..=LARGE => Said::read(body, is_told, is_built),
+            _ => beside(move || Said::read(body, is_told, is_built)).await?,
+        }
+    }
+}
+
+/// The body of what is said to be JSON, all of it, as it stands.
+fn json_of(reply: Reply) -> Option<Vec<u8>> {
+    let coding = reply.fields.get(CONTENT_ENCODING);
+    let is_plain = coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let is_json = reply.fields.get(CONTENT_TYPE).is_some_and(says_json);
+    (is_plain && is_json && !reply.is_cut).then_some(reply.body)
+}
+
+// === impl Said ===
+
+impl Said {
+    fn read(body: Vec<u8>, is_told: bool, is_built: bool) -> Option<Self> {
+        if !is_well_formed(&body) {
+            return None;
+        }
+        let size = body.len();
+        let value = match is_built {
+            true => Some(serde_json::from_slice(&body).ok()?),
             false => None,
         };
         let text = match is_told {
-            true => Some(RawValue::from_string(String::from_utf8(reply.body).ok()?).ok()?),
+            true => Some(RawValue::from_string(String::from_utf8(body).ok()?).ok()?),
             false => None,
         };
-        Some(Said { text, value })
+        Some(Self { text, value, size })
     }
 }
 

@@ -209,7 +209,7 @@ impl Gateway {
         batch.calls.inc_by(calls.len() as u64);
         let results = make(batch, calls, session, ctx, deadline).await;
         let json = "application/json; charset=utf-8";
-        let results = results::write(&results)?;
+        let results = results::write(results).await?;
         Ok(Admitted::Answered(Answer::new(
             StatusCode::OK,
             json,
@@ -256,7 +256,7 @@ async fn make(
                     Ok(prepared) => prepared.run(bounds).await.map_err(results::refusal),
                     Err(refusal) => Err(refusal),
                 };
-                (place, results::result(id, reply, &request_id))
+                (place, results::result(id, reply, &request_id).await)
             }));
         }
         match running.next().await {

@@ -17,6 +17,7 @@ use crate::admit::json::is_well_formed;
 use crate::admit::media::says_json;
 use crate::inner::{Fault, Reply};
 use crate::reply::Refusal;
+use crate::server::threads::{LARGE, beside};
 
 /// What of an answer's fields is the client's business. Not `Set-Cookie`: what a browser keeps from scripts would stand in
 /// a text that scripts read.
@@ -86,12 +87,25 @@ enum Content {
 }
 
 #[derive(Serialize)]
-struct Results<'a> {
-    results: &'a [Option<CallResult>],
+struct Results {
+    results: Vec<Option<CallResult>>,
 }
 
 /// The result of one call; `request_id` is the call's.
-pub fn result(id: String, reply: Result<Reply, Refusal>, request_id: &str) -> CallResult {
+pub async fn result(id: String, reply: Result<Reply, Refusal>, request_id: &str) -> CallResult {
+    let reply = match reply {
+        Ok(reply) if reply.body.len() > LARGE => {
+            let read = beside({
+                let id = id.clone();
+                move || of_reply(id, reply)
+            });
+            match read.await {
+                Some(result) => return result,
+                None => Err(Refusal::Internal),
+            }
+        }
+        reply => reply,
+    };
     match reply {
         Ok(reply) => of_reply(id, reply),
         Err(refusal) => CallResult {
@@ -169,6 +183,26 @@ fn json(text: String) -> Option<Content> {
 
 /// # Errors
 /// Never, as far as JSON goes.
-pub fn write(results: &[Option<CallResult>]) -> Result<Vec<u8>, Refusal> {
-    serde_json::to_vec(&Results { results }).map_err(|_| Refusal::Internal)
+pub async fn write(results: Vec<Option<CallResult>>) -> Result<Vec<u8>, Refusal> {
+    let size: usize = results.iter().flatten().map(CallResult::size).sum();
+    let written = match size {
+        ..=LARGE => serde_json::to_vec(&Results { results }),
+        _ => beside(move || serde_json::to_vec(&Results { results }))
+            .await
+            .ok_or(Refusal::Internal)?,
+    };
+    written.map_err(|_| Refusal::Internal)
+}
+
+// === impl CallResult ===
+
+impl CallResult {
+    /// Bytes, most of which are the body's.
+    fn size(&self) -> usize {
+        match &self.body {
+            Some(Content::Json(text)) => text.get().len(),
+            Some(Content::Text(text)) => text.len(),
+            None => 0,
+        }
+    }
 }

@@ -26,7 +26,9 @@ use quick_cache::sync::Cache;
 
 use crate::admit::limits::Rule;
 use crate::admit::permissions::{RoleId, Roles};
-use crate::route::Table;
+use crate::policies::Policies;
+use crate::route::{Route, Table};
+use crate::server::threads::beside;
 use assets::etag_of;
 pub use config::{DocumentationConfig, Parts, check_host};
 use document::Document;
@@ -105,28 +107,41 @@ impl Documentation {
         host.split_once("://").map_or(host, |(_, host)| host)
     }
 
-    /// `table`: of the same configuration.
-    fn document(&self, table: &Table, who: &Asking<'_>, form: Form) -> Arc<Made> {
-        let view = self
-            .inventory
-            .view(table, who.host, who.is_near, |route, method| {
-                who.viewer.may_call(route, method, self.admin)
-            });
-        let key = (view, form);
-        if let Some(made) = self.made.get(&key) {
-            return made;
-        }
-        // Two that ask for it at once make it twice: that is a matter of milliseconds.
-        let document = Document::of(&self.inventory, &key.0);
+    /// What is in the document for who asks. `table`: of the same configuration.
+    fn view(&self, table: &Table, who: &Asking<'_>) -> View {
+        let may_call = |route: &Route, method| who.viewer.may_call(route, method, self.admin);
+        (self.inventory).view(table, who.host, who.is_near, may_call)
+    }
+
+    fn make(&self, view: &View, form: Form) -> Made {
+        let document = Document::of(&self.inventory, view);
         let text = match form {
             Form::Json => document.json(),
             Form::Yaml => document.yaml(),
         };
-        let made = Arc::new(Made {
+        Made {
             etag: etag_of(text.as_bytes()),
             body: text.into(),
-        });
-        self.made.insert(key, made.clone());
-        made
+        }
     }
+}
+
+/// The document of these policies for a reader: made once for each view, however many ask for it at once, and not on the
+/// thread of those who ask, as it takes some milliseconds. `None`: the process ends.
+async fn document_of(policies: &Arc<Policies>, view: View, form: Form) -> Option<Arc<Made>> {
+    let documentation = policies.documentation.as_ref()?;
+    let key = (view, form);
+    let guard = match documentation.made.get_value_or_guard_async(&key).await {
+        Ok(made) => return Some(made),
+        Err(guard) => guard,
+    };
+    let policies = policies.clone();
+    let made = beside(move || {
+        let documentation = policies.documentation.as_ref()?;
+        Some(Arc::new(documentation.make(&key.0, key.1)))
+    });
+    let made = made.await??;
+    // Where it cannot be kept it is given all the same.
+    let _ = guard.insert(made.clone());
+    Some(made)
 }

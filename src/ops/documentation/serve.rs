@@ -11,7 +11,7 @@ use pingora::http::RequestHeader;
 
 use super::assets::{Asset, HTML, PAGE, Sent, etag_of};
 use super::viewer::Viewer;
-use super::{Asking, Documentation, Form, PATH};
+use super::{Asking, Documentation, Form, PATH, document_of};
 use crate::admit::Admitted;
 use crate::admit::auth::{AuthError, AuthRule, Identified};
 use crate::admit::cors::{Cors, is_same_origin};
@@ -80,7 +80,9 @@ impl Gateway {
             Page::Asset(asset) => asset_answer(asset, fields),
             Page::Document(form) => {
                 let asking = self.asking(documentation, request, peer, ctx).await?; // 400, 401, 403, 429, 503
-                let made = documentation.document(&policies.table, &asking, form);
+                let view = documentation.view(&policies.table, &asking);
+                let made = document_of(&policies, view, form).await;
+                let made = made.ok_or(Refusal::Internal)?;
                 let mut answer =
                     Answer::new(StatusCode::OK, form.content_type(), made.body.clone());
                 answer.add(CACHE_CONTROL, PRIVATE);
