@@ -25,7 +25,7 @@ use super::topology::{LONGEST_CONNECT, PING_EVERY, RECONNECT, Topology, silent};
 use crate::observe::registry::RedisMetrics;
 use crate::server::threads::{self, Threads};
 
-/// The connections.
+/// The connections: one for what is no loop, and one for each loop, by [`threads::place`].
 pub struct Redis {
     links: Box<[Link]>,
     topology: Arc<Topology>,
@@ -66,13 +66,13 @@ pub struct Keeper {
 
 impl Redis {
     pub(super) fn new(
-        connections: usize,
+        loops: usize,
         topology: Arc<Topology>,
         health: Arc<RedisHealth>,
         metrics: &RedisMetrics,
     ) -> Self {
         Self {
-            links: (0..connections.max(1)).map(|_| Link::default()).collect(),
+            links: (0..=loops).map(|_| Link::default()).collect(),
             topology,
             health,
             refused: metrics.commands_refused.clone(),
@@ -92,7 +92,7 @@ impl Redis {
         };
         let topology = config.topology(&mut crate::config::Problems::default());
         let topology = topology.expect("it has a host");
-        Self::new(1, Arc::new(topology), Arc::default(), &metrics.redis)
+        Self::new(0, Arc::new(topology), Arc::default(), &metrics.redis)
     }
 
     /// Sends a command and waits for its answer, for as long as the limit.
@@ -180,9 +180,9 @@ impl Redis {
         self.topology.command_timeout
     }
 
-    /// Each thread has its own, so that their answers do not wait for each other.
+    /// Each thread has its own, so that their answers do not wait for each other, nor any request for what is read in bulk.
     fn link(&self) -> &Link {
-        &self.links[threads::place().saturating_sub(1) % self.links.len()]
+        &self.links[threads::place() % self.links.len()]
     }
 }
 
@@ -249,9 +249,12 @@ impl BackgroundService for Keeper {
         let places = 0..self.redis.links.len();
         let kept: io::Result<Vec<_>> = places
             .map(|place| {
+                let keep = self.clone().keep_always(place);
                 // What a thread asks at each turn has its answers there: they wake nobody else.
-                let thread = self.threads.handle(place)?;
-                Ok(thread.spawn(self.clone().keep_always(place)))
+                Ok(match place.checked_sub(1) {
+                    Some(number) => self.threads.handle(number)?.spawn(keep),
+                    None => tokio::spawn(keep),
+                })
             })
             .collect();
         let Ok(kept) = kept else {

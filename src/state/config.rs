@@ -72,7 +72,7 @@ impl RedisConfig {
         self,
         revoked: Arc<Revoked>,
         health: Arc<RedisHealth>,
-        connections: usize,
+        loops: usize,
         metrics: &RedisMetrics,
         problems: &mut Problems,
     ) -> Option<Connected> {
@@ -80,7 +80,7 @@ impl RedisConfig {
         health.begin(topology.mode());
         revoked.await_reading();
         let follow = Follow::new(topology.clone(), revoked, health.clone(), metrics);
-        let commands = Redis::new(connections, topology, health, metrics);
+        let commands = Redis::new(loops, topology, health, metrics);
         Some(Connected {
             follow,
             commands: Arc::new(commands),
