@@ -29,10 +29,10 @@ pub struct Listener {
 
 /// A connection as the kernel gives it: nothing waits for it yet.
 pub struct Accepted {
-    socket: OwnedFd,
+    pub(super) socket: OwnedFd,
     /// Its client's address, where it has one.
     pub peer: Option<SocketAddr>,
-    is_unix: bool,
+    pub(super) is_unix: bool,
 }
 
 /// Connections that are accepted in a row.
@@ -41,7 +41,7 @@ const AT_ONCE: usize = 64;
 /// At the end: no queue is longer (listen(2)).
 const LONGEST_QUEUE: usize = 65_535;
 
-/// After a connection could not be accepted for want of descriptors or memory.
+/// After a connection could not be accepted, or waited for, for want of descriptors or memory.
 const OUT_OF_BREATH: Duration = Duration::from_millis(50);
 
 // === impl Listener ===
@@ -101,8 +101,10 @@ impl Listener {
                 }
                 Ok(())
             });
-            if let Err(e) = taken {
+            if let Err(e) = &taken {
                 log::error!("a connection cannot be accepted: {e}");
+            }
+            if taken.is_err() || entrance.takes_a_breath() {
                 tokio::time::sleep(OUT_OF_BREATH).await;
             }
         }

@@ -24,9 +24,11 @@ pub enum Reason {
     ProxyHeader = 2,
     /// Its TLS handshake failed.
     Tls = 3,
+    /// The system has no room for it: descriptors, or memory.
+    Resources = 4,
 }
 
-const REASONS: [&str; 4] = ["max", "per_address", "proxy_header", "tls"];
+const REASONS: [&str; 5] = ["max", "per_address", "proxy_header", "tls", "resources"];
 
 /// Counts what is open.
 pub struct Caps {

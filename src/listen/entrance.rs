@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use pingora::apps::ServerApp;
@@ -28,6 +29,8 @@ pub struct Entrance {
     pub tls: Option<Arc<Tls>>,
     /// That serve its connections; `None`: the one that accepts them.
     pub threads: Option<Threads>,
+    /// A connection that was accepted could not be waited for, since somebody asked.
+    pub is_out_of_breath: AtomicBool,
 }
 
 /// Why a connection is not served.
@@ -65,7 +68,7 @@ impl Entrance {
             let mut visit = visit;
             let wire = match accepted.open() {
                 Ok(wire) => wire,
-                Err(e) => return log::error!("a connection cannot be served: {e}"),
+                Err(e) => return entrance.cannot_serve(peer, &e),
             };
             let socket = Socket::new(wire, peer.unwrap_or(NOBODY));
             let mut stream: Option<Stream> = match entrance.is_plain() {
@@ -82,6 +85,20 @@ impl Entrance {
             None => drop(tokio::spawn(connection)),
         }
         Ok(())
+    }
+
+    /// Whether accepting should pause: what the system had no room for a moment ago it has none for now.
+    pub(super) fn takes_a_breath(&self) -> bool {
+        self.is_out_of_breath.load(Relaxed) && self.is_out_of_breath.swap(false, Relaxed)
+    }
+
+    /// Its client is told by the end of the connection.
+    fn cannot_serve(&self, peer: Option<SocketAddr>, e: &io::Error) {
+        self.is_out_of_breath.store(true, Relaxed);
+        match self.caps {
+            Some(_) => self.refuse(Reason::Resources, peer, Some(&e.to_string())),
+            None => log::error!("a connection cannot be served: {e}"),
+        }
     }
 
     /// Nothing is to be read before the first request.

@@ -25,6 +25,7 @@ use pingora::protocols::l4::ext::set_tcp_fastopen_backlog;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use socket2::TcpKeepalive;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::observe::access_log::Logger;
 use accept::Listener;
@@ -179,6 +180,23 @@ pub struct Listen<A> {
     pub keeper: Arc<Doors>,
 }
 
+impl<A> Listen<A> {
+    /// Whoever started the process starts it again: one that does not accept would only look as if it served.
+    fn give_up(&self, why: &str) -> ! {
+        log::error!("{why}; the process ends");
+        self.logger.flush(LAST_WORDS);
+        std::process::exit(1);
+    }
+}
+
+/// Waits until all have ended, or one of them has panicked.
+async fn all_end(doors: &mut JoinSet<()>) -> Result<(), JoinError> {
+    while let Some(ended) = doors.join_next().await {
+        ended?;
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl<A: ServerApp + Send + Sync + 'static> Service for Listen<A> {
     async fn start_service(&mut self, _: Option<ListenFds>, shutdown: ShutdownWatch, _: usize) {
@@ -187,7 +205,7 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Listen<A> {
         if may_listen.await.is_err() {
             return;
         }
-        let mut doors = Vec::new();
+        let mut doors = JoinSet::new();
         for door in std::mem::take(&mut self.doors) {
             let Door {
                 bound,
@@ -207,23 +225,23 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Listen<A> {
                     let entrance = Arc::new(entrance);
                     for listener in listeners {
                         // Tasks of their own: while one empties the queue that somebody floods, the others go on.
-                        doors.push(tokio::spawn(listener.serve(
+                        doors.spawn(listener.serve(
                             entrance.clone(),
                             self.app.clone(),
                             shutdown.clone(),
                             self.keeper.state(),
-                        )));
+                        ));
                     }
                 }
                 // Another process has listened on it between binding and this: nothing is served half.
                 Err(e) => {
-                    log::error!("cannot listen on {address}: {e}; the process ends");
-                    self.logger.flush(LAST_WORDS);
-                    std::process::exit(1);
+                    self.give_up(&format!("cannot listen on {address}: {e}"));
                 }
             }
         }
-        futures::future::join_all(doors).await;
+        if let Err(e) = all_end(&mut doors).await {
+            self.give_up(&format!("`{}` does not accept any more: {e}", self.name));
+        }
         self.app.cleanup().await;
     }
 
@@ -233,5 +251,62 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Listen<A> {
 
     fn threads(&self) -> Option<usize> {
         Some(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use accept::Accepted;
+    use std::future::pending;
+    use std::os::unix::fs::OpenOptionsExt;
+    use std::time::Instant;
+
+    #[tokio::test]
+    async fn one_that_panics_is_heard_of_while_the_others_go_on() {
+        let mut doors = JoinSet::new();
+        doors.spawn(pending());
+        doors.spawn(async {});
+        doors.spawn(async { std::panic::resume_unwind(Box::new("on purpose")) });
+        let ended = tokio::time::timeout(Duration::from_secs(10), all_end(&mut doors)).await;
+        assert!(ended.expect("it is heard of at once").is_err());
+    }
+
+    struct NeverAsked;
+
+    #[async_trait]
+    impl ServerApp for NeverAsked {
+        async fn process_new(
+            self: &Arc<Self>,
+            _: pingora::protocols::Stream,
+            _: &ShutdownWatch,
+        ) -> Option<pingora::protocols::Stream> {
+            panic!("there is nothing to serve");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_waited_for_is_let_go_and_accepting_pauses_once() {
+        let (_tell, shutdown) = tokio::sync::watch::channel(false);
+        let entrance = Arc::new(Entrance::default());
+        assert!(!entrance.takes_a_breath());
+        // No poll can wait for a regular file (epoll_ctl(2): EPERM).
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/proc/self/exe");
+        let accepted = Accepted {
+            socket: file.unwrap().into(),
+            peer: None,
+            is_unix: false,
+        };
+        let app = Arc::new(NeverAsked);
+        entrance.let_in(accepted, &app, &shutdown).unwrap();
+        let start = Instant::now();
+        while !entrance.takes_a_breath() {
+            assert!(start.elapsed() < Duration::from_secs(10));
+            tokio::task::yield_now().await;
+        }
+        assert!(!entrance.takes_a_breath(), "it was taken");
     }
 }

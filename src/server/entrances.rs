@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use pingora::server::Server;
 
@@ -75,6 +76,7 @@ impl Entrances {
                     proxy_header: wanted.proxy_protocol.then(|| in_force.clone()),
                     tls: tls.clone().filter(|_| protocol == Protocol::Https),
                     threads: (protocol != Protocol::Redirect).then(|| threads.clone()),
+                    is_out_of_breath: AtomicBool::default(),
                 },
             };
             match protocol {
