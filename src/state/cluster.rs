@@ -10,6 +10,7 @@ use redis::cluster_async::ClusterConnection;
 use redis::{AsyncConnectionConfig, ProtocolVersion, RedisResult, TlsMode, Value};
 
 use super::topology::{Node, Topology, refused};
+use crate::server::threads::beside;
 
 impl Topology {
     /// The first of these that answers and says that the Cluster is well, and the masters that it knows.
@@ -47,17 +48,22 @@ impl Topology {
     ) -> RedisResult<ClusterConnection> {
         // It connects to all nodes, also to replicas, which nobody needs: one that is silent must not use up our time.
         let each = patience / 2;
-        let mut client = ClusterClient::builder([self.info(through, self.settings.clone())?])
-            .connection_timeout(each)
-            .response_timeout(each)
-            // Redirections are followed; who asks has no time for more.
-            .retries(3)
-            .min_retry_wait(1)
-            .max_retry_wait(10);
-        if let Some(certificates) = &self.tls {
-            client = client.tls(TlsMode::Secure).certs(certificates.clone());
+        let mut client =
+            ClusterClient::builder([self.info(through, self.settings.clone()).await?])
+                .connection_timeout(each)
+                .response_timeout(each)
+                // Redirections are followed; who asks has no time for more.
+                .retries(3)
+                .min_retry_wait(1)
+                .max_retry_wait(10);
+        if let Some(tls) = &self.tls {
+            let certificates = tls.certificates().await?.clone();
+            client = client.tls(TlsMode::Secure).certs(certificates);
         }
-        client.build()?.get_async_connection().await
+        // It reads the certificates' text again.
+        let built = beside(move || client.build()).await;
+        let client = built.unwrap_or_else(|| Err(refused("the process ends")))?;
+        client.get_async_connection().await
     }
 }
 

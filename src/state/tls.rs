@@ -1,14 +1,22 @@
 //! TLS to Redis: whom we believe, and who we are.
 //!
-//! Files are read when the configuration is compiled, so that `--test` finds what is wrong with them.
+//! Files are read when the configuration is compiled, so that `--test` finds what is wrong with them. The system's roots are
+//! read once, before the first connection, on a thread where nobody waits for it: the client library would read them for each
+//! connection, on the thread that asks.
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use pingora::tls::{
     ClientConfig, RootCertStore, load_ca_file_into_store, load_certs_and_key_files,
+    load_native_certs,
 };
-use redis::{ClientTlsConfig, TlsCertificates};
+use redis::{Client, ClientTlsConfig, ConnectionAddr, RedisResult, TlsCertificates};
 use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
 
+use super::topology::refused;
 use crate::config::{self, Problems};
+use crate::server::threads::beside;
 
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -25,8 +33,22 @@ pub struct TlsConfig {
     pub key: Option<String>,
 }
 
+/// The compiled settings.
+pub struct Tls {
+    /// Without roots where these are the system's.
+    own: TlsCertificates,
+    ready: OnceCell<Ready>,
+}
+
+/// What connections are made with.
+struct Ready {
+    certificates: TlsCertificates,
+    /// Of nobody: with the certificates as they were read.
+    address: ConnectionAddr,
+}
+
 impl TlsConfig {
-    pub fn compile(self, problems: &mut Problems) -> Option<TlsCertificates> {
+    pub fn compile(self, problems: &mut Problems) -> Option<Tls> {
         let Self {
             enabled,
             ca,
@@ -64,10 +86,93 @@ impl TlsConfig {
                 None
             }
         };
-        Some(TlsCertificates {
-            client_tls,
-            root_cert,
+        Some(Tls {
+            own: TlsCertificates {
+                client_tls,
+                root_cert,
+            },
+            ready: OnceCell::new(),
         })
+    }
+}
+
+// === impl Tls ===
+
+impl Tls {
+    /// With roots, whosever they are.
+    ///
+    /// # Errors
+    /// When the system has none that can be read: they are looked for again with the next connection.
+    pub async fn certificates(&self) -> RedisResult<&TlsCertificates> {
+        Ok(&self.ready().await?.certificates)
+    }
+
+    /// To be connected to.
+    ///
+    /// # Errors
+    /// As [`Tls::certificates`].
+    pub async fn address(&self, host: String, port: u16) -> RedisResult<ConnectionAddr> {
+        let mut address = self.ready().await?.address.clone();
+        if let ConnectionAddr::TcpTls {
+            host: its_host,
+            port: its_port,
+            ..
+        } = &mut address
+        {
+            (*its_host, *its_port) = (host, port);
+        }
+        Ok(address)
+    }
+
+    async fn ready(&self) -> RedisResult<&Ready> {
+        let read = || async {
+            let own = self.own.clone();
+            let read = beside(move || Ready::read(own)).await;
+            read.unwrap_or_else(|| Err(refused("the process ends")))
+        };
+        self.ready.get_or_try_init(read).await
+    }
+}
+
+// === impl Ready ===
+
+impl Ready {
+    fn read(own: TlsCertificates) -> RedisResult<Self> {
+        let certificates = TlsCertificates {
+            root_cert: Some(match own.root_cert {
+                Some(roots) => roots,
+                None => system_roots()?,
+            }),
+            ..own
+        };
+        let nobody = ConnectionAddr::TcpTls {
+            host: String::new(),
+            port: 0,
+            insecure: false,
+            tls_params: None,
+        };
+        let client = Client::build_with_tls(nobody, certificates.clone())?;
+        Ok(Self {
+            certificates,
+            address: client.get_connection_info().addr().clone(),
+        })
+    }
+}
+
+/// Those that can be read, in PEM.
+fn system_roots() -> RedisResult<Vec<u8>> {
+    let roots = load_native_certs()?;
+    let mut pem = String::new();
+    for root in roots {
+        if RootCertStore::empty().add(root.clone()).is_ok() {
+            pem.push_str("-----BEGIN CERTIFICATE-----\n");
+            BASE64_STANDARD.encode_string(&root, &mut pem);
+            pem.push_str("\n-----END CERTIFICATE-----\n");
+        }
+    }
+    match pem.is_empty() {
+        true => Err(refused("the system has no root certificates")),
+        false => Ok(pem.into_bytes()),
     }
 }
 

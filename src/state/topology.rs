@@ -11,10 +11,11 @@ use pingora_timeout::timeout;
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
-    ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult, TlsCertificates, Value,
+    ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult, Value,
 };
 
 use super::connection::Connection;
+use super::tls::Tls;
 
 /// Redis as it is configured.
 pub struct Topology {
@@ -22,7 +23,7 @@ pub struct Topology {
     /// User, password and database.
     pub(super) settings: RedisConnectionInfo,
     /// For every connection, also to Sentinels.
-    pub(super) tls: Option<TlsCertificates>,
+    pub(super) tls: Option<Tls>,
     pub connect_timeout: Duration,
     /// For one command on the path of a request.
     pub command_timeout: Duration,
@@ -140,7 +141,8 @@ impl Topology {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.connect_timeout))
             .set_response_timeout(Some(self.connect_timeout));
-        let client = self.client(sentinel, settings, ProtocolVersion::RESP2)?;
+        let client = self.client(sentinel, settings, ProtocolVersion::RESP2);
+        let client = client.await?;
         let mut sentinel = client
             .get_multiplexed_async_connection_with_config(&config)
             .await?;
@@ -164,38 +166,33 @@ impl Topology {
         protocol: ProtocolVersion,
         config: &AsyncConnectionConfig,
     ) -> RedisResult<MultiplexedConnection> {
-        self.client(node, &self.settings, protocol)?
+        self.client(node, &self.settings, protocol)
+            .await?
             .get_multiplexed_async_connection_with_config(config)
             .await
     }
 
-    fn client(
+    async fn client(
         &self,
         node: &Node,
         settings: &RedisConnectionInfo,
         protocol: ProtocolVersion,
     ) -> RedisResult<Client> {
-        let info = self.info(node, settings.clone().set_protocol(protocol))?;
-        match &self.tls {
-            Some(certificates) => Client::build_with_tls(info, certificates.clone()),
-            None => Client::open(info),
-        }
+        Client::open(
+            self.info(node, settings.clone().set_protocol(protocol))
+                .await?,
+        )
     }
 
-    pub(super) fn info(
+    pub(super) async fn info(
         &self,
         node: &Node,
         settings: RedisConnectionInfo,
     ) -> RedisResult<ConnectionInfo> {
         let Node { host, port } = node.clone();
-        let address = match self.tls {
+        let address = match &self.tls {
             None => ConnectionAddr::Tcp(host, port),
-            Some(_) => ConnectionAddr::TcpTls {
-                host,
-                port,
-                insecure: false,
-                tls_params: None,
-            },
+            Some(tls) => tls.address(host, port).await?,
         };
         Ok(address.into_connection_info()?.set_redis_settings(settings))
     }

@@ -397,6 +397,29 @@ fn tls_is_verified_and_without_it_the_gateway_goes_on_by_itself() {
     }
 }
 
+/// They are gone when the connections are made anew.
+#[test]
+fn the_systems_roots_are_read_once() {
+    let ours = Authority::new();
+    let redis = tls_server(&ours, "redis", "IP:127.0.0.1", "no");
+    let roots = TempFile::new("pem", &std::fs::read_to_string(ours.ca()).unwrap());
+    let (_backend, [gateway]) = start("tls: { enabled: true }", "", |gateway| {
+        to_tls(gateway, &redis).env("SSL_CERT_FILE", roots.path().display())
+    });
+    is_used(&gateway);
+    drop(roots);
+    for of_type in ["normal", "pubsub"] {
+        redis.command(&["CLIENT", "KILL", "TYPE", of_type]);
+    }
+    for connection in ["commands", "follower"] {
+        let again = format!("redis_reconnects_total{{connection=\"{connection}\"}}");
+        gateway.wait_metric(&again, |count| count >= 1.0);
+    }
+    is_used(&gateway);
+    assert_eq!(statuses(&gateway, &of("u1"), 1), [200]);
+    assert_eq!(redis.command(&["LINDEX", "rl:user:u1", "0"]), "1");
+}
+
 #[test]
 fn a_redis_that_asks_for_a_certificate_is_shown_one() {
     let (ours, theirs) = (Authority::new(), Authority::new());
