@@ -12,6 +12,7 @@ use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::subrequest::server::SubrequestHandle;
 use pingora_proxy::subrequest::{BodyMode, Ctx as SubrequestCtx};
 use pingora_proxy::{PreparedSubrequest, Session};
+use tokio::runtime::Handle;
 
 use super::Inner;
 use crate::admit::size::content_length;
@@ -56,8 +57,10 @@ const GRACE: Duration = Duration::from_millis(250);
 /// For one that has not ended then, and that nobody waits for any more, to be told to the log.
 const TO_END: Duration = Duration::from_secs(10);
 
-/// A request on its way.
-type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// A request on its way. Dropped before its end it goes on without anybody who listens, and so comes to its end soon: only then is
+/// a connection given back that it shares with others, which would else stay open until the next request on this thread asks
+/// for that backend.
+struct Running(Option<Pin<Box<dyn Future<Output = ()> + Send>>>);
 
 /// Collects an answer.
 struct Taken {
@@ -94,8 +97,8 @@ impl Prepared {
         })
     }
 
-    /// In the task of the request that it is for: when that is dropped, this ends with it. One that is late goes on by
-    /// itself, without anybody who listens: how it ended is told to the log.
+    /// In the task of the request that it is for. When that is dropped, or this is late, it ends by itself, without anybody who
+    /// listens: how it ended is told to the log.
     ///
     /// # Errors
     /// When there is no whole answer in time.
@@ -115,22 +118,46 @@ impl Prepared {
         };
         let cut = Cut::new(Instant::now());
         let own = cut.clone();
-        let mut running: Running =
-            Box::pin(async move { connection::apart(request.run(), &own).await });
+        let request = Box::pin(async move { connection::apart(request.run(), &own).await });
+        let mut running = Running(Some(request));
         let over = tokio::time::sleep_until((bounds.until + GRACE).into());
         tokio::select! {
-            () = taken.take_all(handle, &mut running, &cut) => return taken.reply(),
-            () = over => {}
+            () = taken.take_all(handle, &mut running, &cut) => taken.reply(),
+            () = over => Err(Fault::Late),
         }
-        tokio::spawn(tokio::time::timeout(TO_END, running));
-        Err(Fault::Late)
+    }
+}
+
+// === impl Running ===
+
+impl Future for Running {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(request) = &mut self.0 else {
+            return Poll::Ready(());
+        };
+        let ended = request.as_mut().poll(cx);
+        if ended.is_ready() {
+            self.0 = None;
+        }
+        ended
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // At the end of the process there is no thread for it any more.
+        if let (Some(request), Ok(here)) = (self.0.take(), Handle::try_current()) {
+            here.spawn(tokio::time::timeout(TO_END, request));
+        }
     }
 }
 
 // === impl Taken ===
 
 impl Taken {
-    async fn take_all(&mut self, handle: SubrequestHandle, mut running: &mut Running, cut: &Cut) {
+    async fn take_all(&mut self, handle: SubrequestHandle, running: &mut Running, cut: &Cut) {
         // While `tx` is there the request takes its client for present.
         let SubrequestHandle { tx, mut rx, .. } = handle;
         let mut is_wanted = true;
@@ -147,7 +174,7 @@ impl Taken {
             tokio::select! {
                 biased;
                 task = rx.recv() => is_wanted = task.is_some_and(|task| self.take(task)),
-                () = &mut running => {
+                () = &mut *running => {
                     while let Ok(task) = rx.try_recv() {
                         self.take(task);
                     }

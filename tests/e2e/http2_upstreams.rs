@@ -359,6 +359,44 @@ fn health_is_asked_over_http2_as_well() {
         healthy == 1.0
     });
     assert_eq!(Request::get("/s/x").send_to(gateway.addr()).status, 200);
+    let checked = upstream.checked();
+    wait_until("each check has a connection of its own", || {
+        upstream.checked() >= checked + 3
+    });
+    // The one that is being asked on, and the request's.
+    wait_until("none of them is kept", || upstream.open() <= 2);
+}
+
+#[test]
+fn a_connection_whose_request_was_dropped_is_given_back_where_nobody_asks_any_more() {
+    let upstream = Http2Upstream::start(|_| Play::Hang);
+    let conf = format!(
+        "limits: {{ enabled: false }}
+health: {{ enabled: false }}
+services: {{ s: {{ url: '{}', http2: true }} }}
+routes:
+- path: /page
+  service: s
+  auth: public
+  methods: [GET]
+  timeout: 30s
+  aggregate: {{ sources: {{ one: {{ service: s, path: /x }} }} }}
+",
+        upstream.url()
+    );
+    let gateway = Gateway::with(&conf).start();
+    let mut client = Client::to(gateway.addr()).connect();
+    client.send(&Request::get("/page").bytes());
+    wait_until("the source is asked", || upstream.seen().len() == 1);
+    drop(client);
+    wait_until("it is told to the backend", || {
+        upstream.seen()[0].reset.is_some()
+    });
+    // After the 4 s that an idle connection has.
+    let closed = within(Duration::from_secs(10), || {
+        (upstream.open() == 0).then_some(())
+    });
+    assert!(closed.is_some(), "{} are open", upstream.open());
 }
 
 #[test]

@@ -126,6 +126,9 @@ impl Check {
         let mut peer = instance.peer(&target.addr);
         peer.options.connection_timeout = Some(self.timeout);
         peer.options.total_connection_timeout = Some(self.timeout);
+        // Neither kept nor shared: each check shows that a new connection can be made. One of HTTP/2 that has room for more
+        // streams would be found again although nobody gives it back.
+        peer.options.max_h2_streams = 1;
         let (mut session, _) = self.connector.get_http_session(&peer).await?;
         session.set_read_timeout(Some(self.timeout));
         session.set_write_timeout(Some(self.timeout));
@@ -134,7 +137,6 @@ impl Check {
         session.write_request_header(request).await?;
         session.finish_request_body().await?;
         session.read_response_header().await?;
-        // The connection is not kept: each check shows that a new one can be made.
         match session.response_header() {
             Some(head) if head.status.is_success() => Ok(()),
             _ => pingora::Error::e_explain(

@@ -61,6 +61,8 @@ struct Shared {
     script: Mutex<Arc<Script>>,
     seen: Mutex<Vec<Seen>>,
     connections: AtomicUsize,
+    checked: AtomicUsize,
+    open: AtomicUsize,
     end: Notify,
 }
 
@@ -93,6 +95,8 @@ impl Http2Upstream {
             script: Mutex::new(Arc::new(script)),
             seen: Mutex::default(),
             connections: AtomicUsize::new(0),
+            checked: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
             end: Notify::new(),
         });
         let of_thread = shared.clone();
@@ -129,6 +133,16 @@ impl Http2Upstream {
     pub fn connections(&self) -> usize {
         self.shared.connections.load(SeqCst)
     }
+
+    /// Connections so far on which `/health` was the first to be asked.
+    pub fn checked(&self) -> usize {
+        self.shared.checked.load(SeqCst)
+    }
+
+    /// Connections that are open now, with those of health checks.
+    pub fn open(&self) -> usize {
+        self.shared.open.load(SeqCst)
+    }
 }
 
 impl Drop for Http2Upstream {
@@ -143,7 +157,12 @@ impl Drop for Http2Upstream {
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     while let Ok((stream, _)) = listener.accept().await {
         let _ = stream.set_nodelay(true);
-        tokio::spawn(serve(stream, shared.clone()));
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            shared.open.fetch_add(1, SeqCst);
+            serve(stream, shared.clone()).await;
+            shared.open.fetch_sub(1, SeqCst);
+        });
     }
 }
 
@@ -151,9 +170,12 @@ async fn serve(stream: tokio::net::TcpStream, shared: Arc<Shared>) {
     let Ok(mut connection) = h2::server::handshake(stream).await else {
         return;
     };
-    let mut number = None;
+    let (mut number, mut is_checked) = (None, false);
     while let Some(Ok((request, mut respond))) = connection.accept().await {
         if request.uri().path() == "/health" {
+            if number.is_none() && !std::mem::replace(&mut is_checked, true) {
+                shared.checked.fetch_add(1, SeqCst);
+            }
             let _ = respond.send_response(Response::new(()), true);
             continue;
         }
