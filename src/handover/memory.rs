@@ -140,6 +140,11 @@ impl Memory {
         self.kept().map(|kept| kept.count()).sum()
     }
 
+    /// Something is being written to Redis that no client waits for.
+    pub fn is_writing(&self) -> bool {
+        self.kept().any(|kept| kept.is_held())
+    }
+
     /// Reads one part.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ pub struct Drain {
     pub sink: Sink,
 }
 
-/// For the log, and for the last word to the process that took over.
+/// For the log, for what is said to Redis behind the last requests, and for the last word to the process that took over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 #[async_trait]
@@ -39,6 +39,11 @@ impl BackgroundService for Drain {
         let _ = tokio::time::timeout(LAST_WORDS, self.doors.closed()).await;
         while self.connections.get() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // What the last requests have put out of date is told to the other processes, or kept for the next one.
+        let last_words = Instant::now() + LAST_WORDS;
+        while self.upgrades.memory.is_writing() && Instant::now() < last_words {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         if !self.upgrades.finish(LAST_WORDS)
             && let lost @ 1.. = self.upgrades.memory.count_unwritten()

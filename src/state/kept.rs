@@ -24,6 +24,13 @@ pub struct Kept {
     /// The oldest give way.
     most: usize,
     more: Notify,
+    /// Cloned by who is about to write.
+    held: Arc<()>,
+}
+
+/// A write is under way, or about to be: the process does not end meanwhile.
+pub struct Held {
+    _by: Arc<()>,
 }
 
 struct Write {
@@ -64,7 +71,19 @@ impl Kept {
             most,
             writes: Mutex::default(),
             more: Notify::new(),
+            held: Arc::default(),
         }
+    }
+
+    /// For tasks that nobody waits for: the end of the process does, for a while.
+    pub fn hold(&self) -> Held {
+        Held {
+            _by: self.held.clone(),
+        }
+    }
+
+    pub fn is_held(&self) -> bool {
+        Arc::strong_count(&self.held) > 1
     }
 
     /// Writes now, within a command's time, or later: returns which. `life`: how long what is written matters.
@@ -220,6 +239,17 @@ mod tests {
 
     fn kept() -> Kept {
         Kept::new(Arc::new(Redis::that_is_away()), 10)
+    }
+
+    #[test]
+    fn it_is_held_until_the_last_has_written() {
+        let kept = kept();
+        assert!(!kept.is_held());
+        let (one, other) = (kept.hold(), kept.hold());
+        drop(one);
+        assert!(kept.is_held());
+        drop(other);
+        assert!(!kept.is_held());
     }
 
     #[test]

@@ -108,8 +108,9 @@ impl Told {
         expire.arg(CACHE_INVALID).arg(LIFE.as_secs());
         let mut publish = redis::cmd("PUBLISH");
         publish.arg(CACHE_PURGE).arg(text);
-        let kept = self.kept.clone();
+        let (kept, held) = (self.kept.clone(), self.kept.hold());
         tokio::spawn(async move {
+            let _held = held;
             kept.write(write, LIFE).await;
             kept.write(expire, LIFE).await;
             kept.write(publish, LIFE).await;
