@@ -76,6 +76,7 @@ mod upstream_tls;
 mod webhooks;
 
 mod chaos;
+mod loops;
 mod overload;
 
 mod events;
