@@ -19,7 +19,7 @@ use crate::forward::pool::{Census, Pools};
 use crate::observe::access_log::Logger;
 use crate::observe::registry::{HttpMetrics, Metrics, RouteMetrics};
 use crate::reply::Answer;
-use crate::server::threads::{Threads, beside};
+use crate::server::threads::{Threads, aside};
 use crate::server::{Life, Process};
 use crate::state::{RedisHealth, RedisState};
 pub use private::Private;
@@ -307,7 +307,7 @@ impl Ops {
         );
         let metrics = self.metrics.clone();
         // Thousands of series with many routes, in which some requests of this thread would find theirs.
-        let Some(text) = beside(move || metrics.render()).await else {
+        let Some(text) = aside(move || metrics.render()).await else {
             return answer(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 &json!({"status": "error"}),

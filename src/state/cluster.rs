@@ -10,7 +10,7 @@ use redis::cluster_async::ClusterConnection;
 use redis::{AsyncConnectionConfig, ProtocolVersion, RedisResult, TlsMode, Value};
 
 use super::topology::{Node, Topology, refused};
-use crate::server::threads::beside;
+use crate::server::threads::aside;
 
 impl Topology {
     /// The first of these that answers and says that the Cluster is well, and the masters that it knows.
@@ -61,7 +61,7 @@ impl Topology {
             client = client.tls(TlsMode::Secure).certs(certificates);
         }
         // It reads the certificates' text again.
-        let built = beside(move || client.build()).await;
+        let built = aside(move || client.build()).await;
         let client = built.unwrap_or_else(|| Err(refused("the process ends")))?;
         client.get_async_connection().await
     }

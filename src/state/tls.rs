@@ -16,7 +16,7 @@ use tokio::sync::OnceCell;
 
 use super::topology::refused;
 use crate::config::{self, Problems};
-use crate::server::threads::beside;
+use crate::server::threads::aside;
 
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -127,7 +127,7 @@ impl Tls {
     async fn ready(&self) -> RedisResult<&Ready> {
         let read = || async {
             let own = self.own.clone();
-            let read = beside(move || Ready::read(own)).await;
+            let read = aside(move || Ready::read(own)).await;
             read.unwrap_or_else(|| Err(refused("the process ends")))
         };
         self.ready.get_or_try_init(read).await

@@ -34,7 +34,7 @@ use crate::gateway::Gateway;
 use crate::inner::{self, Behind, Bounds, Fault, Inner, Prepared, Reply};
 use crate::reply::{Answer, Refusal};
 use crate::route::Route;
-use crate::server::threads::{LARGE, beside};
+use crate::server::threads::{LARGE, aside};
 use answer::{Part, Whole};
 pub use config::{AggregateConfig, OfRoute};
 use shape::Shape;
@@ -242,7 +242,7 @@ impl<'a> Making<'a> {
             return self.aggregate.write(outcomes, ctx.request_id());
         }
         let (route, id) = (ctx.route.clone(), ctx.request_id.clone());
-        let written = beside(move || {
+        let written = aside(move || {
             let aggregate = route.as_ref().and_then(|route| route.aggregate.as_deref());
             let aggregate = aggregate.ok_or(Refusal::Internal)?;
             aggregate.write(outcomes, id.to_str().unwrap_or_default())
@@ -414,7 +414,7 @@ impl Source {
         let is_built = self.is_needed || !is_told;
         match body.len() {
             ..=LARGE => Said::read(body, is_told, is_built),
-            _ => beside(move || Said::read(body, is_told, is_built)).await?,
+            _ => aside(move || Said::read(body, is_told, is_built)).await?,
         }
     }
 }

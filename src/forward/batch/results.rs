@@ -17,7 +17,7 @@ use crate::admit::json::is_well_formed;
 use crate::admit::media::says_json;
 use crate::inner::{Fault, Reply};
 use crate::reply::Refusal;
-use crate::server::threads::{LARGE, beside};
+use crate::server::threads::{LARGE, aside};
 
 /// What of an answer's fields is the client's business. Not `Set-Cookie`: what a browser keeps from scripts would stand in
 /// a text that scripts read.
@@ -95,7 +95,7 @@ struct Results {
 pub async fn result(id: String, reply: Result<Reply, Refusal>, request_id: &str) -> CallResult {
     let reply = match reply {
         Ok(reply) if reply.body.len() > LARGE => {
-            let read = beside({
+            let read = aside({
                 let id = id.clone();
                 move || of_reply(id, reply)
             });
@@ -187,7 +187,7 @@ pub async fn write(results: Vec<Option<CallResult>>) -> Result<Vec<u8>, Refusal>
     let size: usize = results.iter().flatten().map(CallResult::size).sum();
     let written = match size {
         ..=LARGE => serde_json::to_vec(&Results { results }),
-        _ => beside(move || serde_json::to_vec(&Results { results }))
+        _ => aside(move || serde_json::to_vec(&Results { results }))
             .await
             .ok_or(Refusal::Internal)?,
     };

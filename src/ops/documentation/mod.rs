@@ -28,7 +28,7 @@ use crate::admit::limits::Rule;
 use crate::admit::permissions::{RoleId, Roles};
 use crate::policies::Policies;
 use crate::route::{Route, Table};
-use crate::server::threads::beside;
+use crate::server::threads::aside;
 use assets::etag_of;
 pub use config::{DocumentationConfig, Parts, check_host};
 use document::Document;
@@ -136,7 +136,7 @@ async fn document_of(policies: &Arc<Policies>, view: View, form: Form) -> Option
         Err(guard) => guard,
     };
     let policies = policies.clone();
-    let made = beside(move || {
+    let made = aside(move || {
         let documentation = policies.documentation.as_ref()?;
         Some(Arc::new(documentation.make(&key.0, key.1)))
     });

@@ -54,13 +54,13 @@ thread_local! {
     static PLACE: Cell<usize> = const { Cell::new(0) };
 }
 
-/// What takes longer than some tens of microseconds is done by [`beside`]: text of so many bytes to read or to write, which
+/// What takes longer than some tens of microseconds is done by [`aside`]: text of so many bytes to read or to write, which
 /// takes a quarter of a millisecond.
 pub const LARGE: usize = 64 << 10;
 
 /// Does what takes long on a thread beside this loop, whose other tasks go on meanwhile. `None`: it panicked, or the process
 /// ends.
-pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     spawn_blocking(work).await.ok()
 }
 

@@ -58,7 +58,7 @@ fn a_thread_knows_its_number_and_numbers_go_round() {
 #[test]
 fn what_takes_long_is_done_elsewhere() {
     let (threads, _) = threads(1);
-    let places = on_a_loop(&threads, async { (beside(place).await, place()) });
+    let places = on_a_loop(&threads, async { (aside(place).await, place()) });
     assert_eq!(places, (Some(0), 1));
 }
 
