@@ -116,6 +116,17 @@ fn the_page_lists_every_operation_follows_its_caller_and_tries_one() {
     let request = backend.wait_requests(before + 2).pop().unwrap();
     assert_eq!(request.path(), "/api/v1/events/open%20air");
 
+    // Elsewhere a slash is a part of the value: it is sent as such, and no path of the gateway's has one.
+    let single = "/api/v1/venues/{venue}";
+    let (status, shown) = try_out(&mut page, "GET", single, &["a/b"]);
+    assert_eq!(status, "400", "{shown}");
+    let shown = page.evaluate(&format!("{}.innerText", block("GET", single)));
+    assert!(
+        shown.as_str().unwrap().contains("/api/v1/venues/a%2Fb"),
+        "{shown}"
+    );
+    assert_eq!(backend.count(), before + 2, "it is not another path");
+
     // A page sends its origin with what is no GET: its own is allowed.
     let (status, shown) = try_out(&mut page, "POST", "/api/v1/tickets/purchase", &[]);
     assert_eq!(status, "422", "{shown}");
