@@ -141,3 +141,42 @@ fn the_page_lists_every_operation_follows_its_caller_and_tries_one() {
     let is_exception = |line: &&Value| !line["exceptionDetails"].is_null();
     assert!(!said.iter().any(|line| is_exception(&line)), "{said:?}");
 }
+
+#[test]
+fn the_public_host_is_asked_by_the_scheme_of_the_page() {
+    // Nobody is there: what counts is who is asked.
+    let gateway = small("routes: [{ path: /things, service: s, auth: public, methods: [GET] }]")
+        .env("SWAGGER_HOST", "127.0.0.1:1")
+        .start();
+    let mut page = Chromium::start();
+    page.open(&format!("http://{}/documentation", gateway.addr()));
+    page.wait("document.querySelector('.servers select') && document.querySelector('.opblock')");
+    page.evaluate(
+        "(() => {
+            const select = document.querySelector('.servers select');
+            const { set } = Object.getOwnPropertyDescriptor(HTMLSelectElement.prototype, 'value');
+            set.call(select, '//127.0.0.1:1');
+            select.dispatchEvent(new Event('change', { bubbles: true }));
+            return true;
+        })()",
+    );
+    try_out(&mut page, "GET", "/things", &[]);
+    let asked = format!(
+        "{}.querySelector('.request-url').innerText",
+        block("GET", "/things")
+    );
+    let asked = page.evaluate(&asked);
+    assert!(
+        asked
+            .as_str()
+            .unwrap()
+            .contains("http://127.0.0.1:1/things"),
+        "{asked}"
+    );
+    let is_about_policy = |line: &&Value| line.to_string().contains("Content Security Policy");
+    assert!(
+        !page.said.iter().any(|line| is_about_policy(&line)),
+        "{:?}",
+        page.said
+    );
+}

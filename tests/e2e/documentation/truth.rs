@@ -28,6 +28,7 @@ routes:
   - { path: /needs, service: s, auth: token, methods: [POST], idempotency: required }
   - { path: /event, service: s, auth: token, methods: [POST], limits: [ticket] }
   - { path: /refresh, service: s, auth: public, methods: [POST], session: refresh }
+  - { path: /tight, service: s, auth: public, methods: [POST], session: refresh, body_limit: 1KiB }
 ";
     let yaml = format!(
         "health: {{ enabled: false }}\ndocumentation: {{ operators: true }}\n{}",
@@ -39,12 +40,16 @@ routes:
         .start();
     let document = document(&gateway);
     let mut number = 0;
-    let mut is_taken = |path: &str, has_key: bool, length: u64| {
+    let mut is_taken = |path: &str, has_key: bool, is_announced: bool, length: u64| {
         number += 1;
         let request = Request::post(path)
             .bearer(&token::customer())
-            .header("Content-Type", "application/json")
-            .body(json_of(length as usize));
+            .header("Content-Type", "application/json");
+        let body = json_of(length as usize);
+        let request = match is_announced {
+            true => request.body(body),
+            false => request.chunked(body.chunks(8 << 10).collect()),
+        };
         let request = match has_key {
             true => request.header("Idempotency-Key", &format!("key-{number}")),
             false => request,
@@ -59,6 +64,7 @@ routes:
         ("/needs", true, kib(64), None),
         ("/event", false, kib(64), None),
         ("/refresh", false, kib(16), None),
+        ("/tight", false, kib(1), None),
         ("/batch", false, kib(1024), None),
     ] {
         let operation = &document["paths"][path]["post"];
@@ -68,8 +74,14 @@ routes:
         for (most, has_key) in [(most, needs_key), (keyed, true)] {
             let Some(most) = most else { continue };
             assert!(described.contains(&most.to_string()), "{path}: {described}");
-            assert!(is_taken(path, has_key, most), "{path}: {most} bytes");
-            assert!(!is_taken(path, has_key, most + 1), "{path}: one more");
+            for is_announced in [true, false] {
+                let how = format!("{path}, announced {is_announced}: {most} bytes");
+                assert!(is_taken(path, has_key, is_announced, most), "{how}");
+                assert!(
+                    !is_taken(path, has_key, is_announced, most + 1),
+                    "{how} and one"
+                );
+            }
         }
     }
 }
