@@ -35,6 +35,9 @@ impl Gateway {
             .inspect_err(|_| self.rate_limited("authentication"))?; // 429
         refresh::check_fields(&session.req_header().headers)?; // 400
         let body = body::read(session, ctx, refresh::LARGEST).await?; // 408, 413
+        if let Some(route) = &ctx.route {
+            route.body.check_seen(body.len() as u64)?; // 413: it need not announce how long it is
+        }
         let token = refresh::token_of(&body)?; // 400
         let Refreshed { holder, outcome } = refresh.refresh(&token).await;
         let reason = outcome.as_ref().err().map(|reason| reason.name());

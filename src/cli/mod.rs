@@ -11,12 +11,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::config::{self, Environment, Problems, REFERENCE, Source};
 use crate::handover::{Heir, Program};
 use crate::observe::logging;
 use crate::observe::sink::Sink;
+use crate::ops::documentation::Printed;
 use crate::server::{self, Early, Notify, Origin, Purpose, Start};
 
 const AFTER_HELP: &str = "\
@@ -42,9 +44,18 @@ pub fn main() -> ExitCode {
     let source = flags
         .get_one::<PathBuf>("conf")
         .map_or(Source::BuiltIn, |path| Source::File(path.clone()));
-    if flags.get_flag("print-openapi") {
-        return match openapi::document(&source, &environment) {
-            Ok(document) => print(&format!("{document}\n")),
+    if let Some(host) = flags.get_one::<String>("print-openapi") {
+        let host = Some(&**host).filter(|host| !host.is_empty());
+        return match openapi::document(&source, &environment, host) {
+            Ok(Printed { text, left_out }) => {
+                for operation in left_out {
+                    eprintln!(
+                        "api-gateway: {operation} is left out: another host answers the same path; \
+                         --print-openapi=HOST prints the document of one"
+                    );
+                }
+                print(&format!("{text}\n"))
+            }
             Err(problems) => {
                 let faults = problems.len();
                 failed(&format!("{source} has {faults} faults:\n{problems}"))
@@ -126,9 +137,10 @@ fn matches() -> ArgMatches {
     let mut command = flags();
     let flags = command.get_matches_mut();
     let alone = ["test", "print-config", "print-openapi", "check-live"];
+    let is_given = |flag: &str| flags.value_source(flag) == Some(ValueSource::CommandLine);
     if let (Some((name, _)), Some(flag)) = (
         flags.subcommand(),
-        alone.into_iter().find(|flag| flags.get_flag(flag)),
+        alone.into_iter().find(|flag| is_given(flag)),
     ) {
         let why = format!("`--{flag}` and `{name}` do not go together: leave one of them out");
         command.error(ErrorKind::ArgumentConflict, why).exit();
@@ -175,8 +187,11 @@ fn flags() -> Command {
         .arg(
             Arg::new("print-openapi")
                 .long("print-openapi")
-                .action(ArgAction::SetTrue)
-                .help("Print the OpenAPI document of the configuration, with every operation, and exit"),
+                .value_name("HOST")
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("")
+                .help("Print the OpenAPI document of the configuration, with every operation (of that host), and exit"),
         )
         .arg(
             Arg::new("check-live")

@@ -2,16 +2,21 @@
 
 use crate::config::{self, Environment, Problems, Source};
 use crate::observe::sink::Sink;
+use crate::ops::documentation::Printed;
 use crate::server::{self, Purpose};
 
-/// The document with every operation, as an operator sees it at the public host.
+/// The document with every operation of a host, or of all of them.
 ///
 /// # Errors
 /// When the configuration is faulty: with every fault.
-pub fn document(source: &Source, environment: &Environment) -> Result<String, Problems> {
+pub fn document(
+    source: &Source,
+    environment: &Environment,
+    host: Option<&str>,
+) -> Result<Printed, Problems> {
     let mut file = config::load(source, environment)?;
     // Who asks for it here need not serve it.
-    file.documentation.enabled = Some(true);
+    file.documentation.is_printed = true;
     let mut problems = Problems::default();
     let settings = server::log_settings(&file, &mut problems);
     let sink = Sink::open(None).map_err(|e| {
@@ -24,5 +29,6 @@ pub fn document(source: &Source, environment: &Environment) -> Result<String, Pr
         sink,
     };
     let compiled = server::compile(file, purpose, problems)?;
-    Ok(compiled.document().unwrap_or_default())
+    let document = compiled.document(host);
+    Ok(document.expect("one that is to be printed is made"))
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, EXPECT,
     RETRY_AFTER, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
+    X_FRAME_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
@@ -28,7 +29,7 @@ pub struct Answer {
     pub content_type: &'static str,
     /// Beside that.
     pub fields: HeaderMap,
-    /// In place of the Content-Security-Policy of all others.
+    /// In place of the Content-Security-Policy of all others: a page of ours, which is shown in no frame.
     pub policy: Option<HeaderValue>,
     pub body: Bytes,
 }
@@ -232,6 +233,7 @@ async fn write_under(
         .stamp(&mut fields, ctx.is_over_tls());
     if let Some(policy) = policy {
         fields.insert(CONTENT_SECURITY_POLICY, policy);
+        fields.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     }
     Cors::stamp(&ctx.origin, &mut fields);
     let mut parts = http::Response::new(()).into_parts().0;

@@ -34,7 +34,7 @@ use crate::listen::{ConnectionsConfig, ListenConfig, ListenerConfig, Protocol, T
 use crate::observe::access_log::Logger;
 use crate::observe::sink::Sink;
 use crate::observe::{LogSettings, TracingConfig};
-use crate::ops::documentation;
+use crate::ops::documentation::{self, Printed};
 use crate::policies::{Policies, Times};
 use crate::route::{self, Table};
 use entrances::Entrances;
@@ -111,10 +111,10 @@ impl Compiled {
         self.policies
     }
 
-    /// Its API documentation in full, where it has one.
-    pub fn document(&self) -> Option<String> {
+    /// Its API documentation in full, of one host or of all, where it has one.
+    pub fn document(&self, host: Option<&str>) -> Option<Printed> {
         let documentation = self.policies.documentation.as_ref()?;
-        Some(documentation.whole(&self.policies.table))
+        Some(documentation.print(&self.policies.table, host))
     }
 }
 
@@ -355,7 +355,7 @@ pub fn compile(
     let table_has_caches = table.has_caches();
     let parts = documentation::Parts {
         stage: *stage,
-        host: documentation::check_host(&public_host, protocol != Protocol::Http, p),
+        host: documentation::check_host(&public_host, p),
         table: &table,
         aliases: &aliases,
         batch: batch.as_ref(),

@@ -24,6 +24,7 @@ use crate::context::Ctx;
 use crate::gateway::Gateway;
 use crate::reply::Refusal;
 pub use config::{LimitsConfig, Parts, Subject, ValidationConfig};
+pub use dialect::BEFORE;
 pub use faults::Faults;
 pub use files::Shelf;
 pub use rules::{BodyRule, Mode, Rules, Validation};

@@ -100,6 +100,7 @@ impl AggregateConfig {
                 "the answers of all sources together are held in memory: at most 64MiB",
             );
         }
+        of.check_cache(place, &sources, problems);
         let names: Vec<String> = sources.keys().cloned().collect();
         let mut compiled = Vec::with_capacity(sources.len());
         for (name, source) in sources {
@@ -238,6 +239,23 @@ impl OfRoute<'_> {
                 let route = place.strip_suffix(".aggregate").unwrap_or(place);
                 problems.add(format!("{route}.{key}"), fault);
             }
+        }
+    }
+
+    /// What the route keeps are the answers of sources that say nothing of it.
+    fn check_cache(
+        &self,
+        place: &str,
+        sources: &BTreeMap<String, SourceConfig>,
+        problems: &mut Problems,
+    ) {
+        let is_for_some = sources.values().any(|source| source.cache.is_none());
+        if self.config.cache.is_some() && !is_for_some {
+            let route = place.strip_suffix(".aggregate").unwrap_or(place);
+            problems.add(
+                format!("{route}.cache"),
+                "does nothing: every source has a `cache` of its own, and what is made of them is not kept",
+            );
         }
     }
 

@@ -60,21 +60,27 @@ fn samples() -> Vec<Refusal> {
 /// Whether a request for this can be answered so. A new row of the table has to be thought of here, and in [`samples`].
 fn is_possible(refusal: &Refusal, of: &Subject<'_>) -> bool {
     let is_public = of.auth() == AuthRule::Public;
-    let (has_body, is_webhook) = (of.has_body(), of.is_webhook());
+    let is_webhook = of.is_webhook();
     let idempotency = of.idempotency();
     let is_aggregate = of.aggregate().is_some();
+    // What a source says of who asks is the answer.
+    let depends = |aggregate: &Aggregate| aggregate.sources().any(|(_, is_required)| is_required);
+    let depends = of.aggregate().is_some_and(depends);
     let is_asked = of.is_forwarded() || is_aggregate;
     let refreshes = of.refreshes();
     match refusal {
         Refusal::BadBody(_)
         | Refusal::Forbidden(_)
         | Refusal::RateLimited(_)
-        | Refusal::Internal => true,
+        | Refusal::Internal
+        // Content may come with any method.
+        | Refusal::PayloadTooLarge => true,
         Refusal::AuthRequired => !is_public,
-        Refusal::InvalidToken | Refusal::TokenExpired => !is_public || refreshes,
-        Refusal::NotFound => of.is_confined() || is_aggregate,
-        Refusal::RequestTimeout | Refusal::PayloadTooLarge => has_body,
-        Refusal::UnsupportedMediaType => has_body && (of.is_read() || of.is_batch()),
+        Refusal::InvalidToken => !is_public || refreshes || depends,
+        Refusal::TokenExpired => !is_public || refreshes,
+        Refusal::NotFound => of.is_confined() || depends,
+        Refusal::RequestTimeout => of.is_forwarded() || of.is_read() || of.has_body(),
+        Refusal::UnsupportedMediaType => of.is_read() || of.is_batch(),
         Refusal::Invalid(_) => of.is_validated(),
         Refusal::WebSocketVersion => of.websocket().is_some(),
         Refusal::NotRun(NotRun::NoKey) => idempotency == Some(IdempotencyRule::Required),

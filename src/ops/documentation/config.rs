@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 use http::uri::Authority;
-use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
 
 use super::inventory::{Head, Inventory};
 use super::subject::All;
-use super::{Documentation, MOST_DOCUMENTS, PATH, is_at};
+use super::{Documentation, InBytes, MOST_KEPT, MadeBefore, PATH, USUALLY_KEPT, is_at};
 use crate::admit::limits::{GLOBAL, Limits};
 use crate::admit::permissions::Roles;
 use crate::config::{Problems, Stage};
@@ -28,6 +27,9 @@ pub struct DocumentationConfig {
     pub title: String,
     /// Of the API, not of the gateway.
     pub version: String,
+    /// It is printed, and not served: it need not be on, and routes may have its paths.
+    #[serde(skip)]
+    pub is_printed: bool,
 }
 
 /// What the documentation is made of.
@@ -55,6 +57,7 @@ impl Default for DocumentationConfig {
             operators: None,
             title: "TicketToken API Gateway".into(),
             version: "1.0.0".into(),
+            is_printed: false,
         }
     }
 }
@@ -66,6 +69,7 @@ impl DocumentationConfig {
             operators,
             title,
             version,
+            is_printed,
         } = self;
         for (key, text) in [("title", &title), ("version", &version)] {
             if text.trim().is_empty() || text.chars().count() > LONGEST_TITLE {
@@ -76,10 +80,11 @@ impl DocumentationConfig {
             }
         }
         let usual = parts.stage != Stage::Production;
-        if !enabled.unwrap_or(usual) {
-            return None;
+        match enabled.unwrap_or(usual) {
+            _ if is_printed => {}
+            true => check_paths(parts, problems),
+            false => return None,
         }
-        check_paths(parts, problems);
         let policies = All {
             has_limits: parts.limits.are_enabled(),
             refreshes: parts.refreshes,
@@ -97,7 +102,7 @@ impl DocumentationConfig {
             roles: parts.roles.clone(),
             admin: parts.roles.id("admin"),
             limits: global.into_iter().cloned().collect(),
-            made: Cache::new(MOST_DOCUMENTS),
+            made: MadeBefore::with_weighter(USUALLY_KEPT, MOST_KEPT, InBytes),
             policy: policy(parts.host.as_deref()),
         })
     }
@@ -121,35 +126,42 @@ fn check_paths(parts: &Parts<'_>, problems: &mut Problems) {
     }
 }
 
-/// The address of a host that clients know: `http://host:port`, or as it is given. Empty: none.
-///
-/// `is_tls`: how the main listener speaks.
-pub fn check_host(text: &str, is_tls: bool, problems: &mut Problems) -> Option<String> {
+/// The address of a host that clients know: `https://host:port` if that is said, else `//host:port`, by the scheme with
+/// which the page came. None: where it says nothing, or a name that means something inside alone, as the documented
+/// `api-gateway:3000` does: who can use it has come by it, and is told `/`.
+pub fn check_host(text: &str, problems: &mut Problems) -> Option<String> {
     if text.is_empty() {
         return None;
     }
-    let usual = if is_tls { "https" } else { "http" };
-    let (scheme, host) = text.split_once("://").unwrap_or((usual, text));
+    let (scheme, host) = text.split_once("://").unwrap_or(("http", text));
     // It stands in the page's Content-Security-Policy: nothing of that may be in it.
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b);
-    let is_host = host.bytes().all(is_plain)
-        && host
-            .parse::<Authority>()
-            .is_ok_and(|authority| !authority.host().is_empty());
-    if matches!(scheme, "http" | "https") && is_host {
-        return Some(format!("{scheme}://{host}"));
+    let authority = host.parse::<Authority>().ok();
+    let name = authority.as_ref().map(Authority::host).unwrap_or_default();
+    let is_host = !name.is_empty() && host.bytes().all(is_plain);
+    if !is_host || !matches!(scheme, "http" | "https") {
+        problems.add(
+            "server.public_host",
+            format!(
+                "`{text}` is neither a host such as api.example.com:8443, nor https:// and a host"
+            ),
+        );
+        return None;
     }
-    problems.add(
-        "server.public_host",
-        format!("`{text}` is neither a host such as api.example.com:8443, nor https:// and a host"),
-    );
-    None
+    let has_labels = name.trim_end_matches('.').contains(['.', ':']);
+    has_labels.then(|| match scheme {
+        "https" => format!("https://{host}"),
+        // A page that came by https may ask nobody else.
+        _ => format!("//{host}"),
+    })
 }
 
 /// What the page may do: run our scripts and ask this gateway. Swagger UI's style sheet has pictures in itself, and it
 /// styles its elements one by one.
 fn policy(host: Option<&str>) -> HeaderValue {
-    let host = host.map_or_else(String::new, |host| format!(" {host}"));
+    // Without a scheme it is the page's, there too.
+    let host = host.map(|host| format!(" {}", host.trim_start_matches('/')));
+    let host = host.unwrap_or_default();
     let policy = format!(
         "default-src 'none';script-src 'self';style-src 'self' 'unsafe-inline';img-src 'self' data:;connect-src \
          'self'{host};base-uri 'none';form-action 'none';frame-ancestors 'none'"
@@ -165,14 +177,18 @@ mod tests {
     fn a_public_host_is_a_host_with_or_without_a_scheme() {
         let check = |text| {
             let mut problems = Problems::default();
-            let host = check_host(text, false, &mut problems);
+            let host = check_host(text, &mut problems);
             (host, problems.len())
         };
         let good = |host: &str| (Some(host.to_owned()), 0);
-        assert_eq!(check("api-gateway:3000"), good("http://api-gateway:3000"));
+        assert_eq!(check("api.test:3000"), good("//api.test:3000"));
         assert_eq!(check("https://api.test"), good("https://api.test"));
-        assert_eq!(check("[::1]:3000"), good("http://[::1]:3000"));
-        assert_eq!(check(""), (None, 0));
+        assert_eq!(check("[::1]:3000"), good("//[::1]:3000"));
+        // What comes by https asks nothing by http.
+        assert_eq!(check("http://api.test"), good("//api.test"));
+        for inside in ["", "api-gateway:3000", "https://api-gateway", "localhost."] {
+            assert_eq!(check(inside), (None, 0), "{inside}");
+        }
         for bad in [
             "a b",
             "http://",

@@ -1,116 +1,99 @@
-//! Every operation of a configuration, described once: a document is put together from those that its viewer may see.
+//! Every operation of a configuration: a document is made of those that its viewer may see, and of nothing else.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::Method;
-use serde_json::Value;
 
 use super::View;
-use super::operation::{self, Parts};
-use super::own;
-use super::paths::{Parameter, Paths, Shown};
-use super::subject::{All, Subject, What};
+use super::library::Library;
+use super::paths::{Paths, Reach};
+use super::subject::{All, Batching, Subject, What};
 use crate::admit::auth::AuthRule;
+use crate::admit::schema::Rules;
 use crate::forward::batch::Batch;
 use crate::route::{METHODS, MethodIndex, Route, Table};
 
-/// All that documents are put together from.
+/// All that documents are made of.
 pub struct Inventory {
     pub head: Head,
-    pub operations: Vec<Operation>,
-    /// By kind (`schemas`, `responses`, `headers`) and name.
-    pub components: BTreeMap<(&'static str, String), Fragment>,
+    /// The files that schemas refer to, as they were when the configuration was read.
+    pub library: Library,
+    operations: Vec<Operation>,
+    policies: All,
     /// Which host is asked for makes a difference.
-    has_hosts: bool,
+    pub has_hosts: bool,
 }
 
 /// What stands above the operations.
 pub struct Head {
     pub title: String,
     pub version: String,
-    /// Where clients find the gateway.
+    /// Where clients find the gateway: `//host`, or with a scheme.
     pub host: Option<String>,
     pub aliases: BTreeMap<String, String>,
 }
 
-/// A piece of JSON.
-pub struct Fragment {
-    pub text: String,
-    /// The components that it needs.
-    pub needs: Vec<(&'static str, String)>,
-}
-
 pub struct Operation {
-    /// As the document has it.
-    pub path: String,
-    /// `get`, `post`, …
-    pub method: String,
-    pub tag: String,
-    pub described: Fragment,
-    /// `None`: it is no route's, and for everybody.
-    route: Option<(Arc<Route>, MethodIndex)>,
-    /// Asked for where hosts differ.
-    probe: String,
+    of: Of,
+    method: MethodIndex,
+    pub reach: Arc<Reach>,
+    /// Those that it is for; empty: all.
+    pub hosts: Arc<[String]>,
     /// It is for addresses in `ops.allow` (`Some(true)`), or for others.
     nearness: Option<bool>,
 }
 
-/// The operations, as they come to be.
-struct Making {
-    policies: All,
-    parts: Parts,
-    /// Those that are taken.
-    ids: BTreeSet<String>,
-    operations: Vec<Operation>,
+enum Of {
+    Route(Arc<Route>),
+    /// It is no route's, and for everybody.
+    Batch(Batching),
 }
 
 // === impl Inventory ===
 
 impl Inventory {
     pub fn of(table: &Table, batch: Option<&Batch>, policies: All, head: Head) -> Self {
-        let mut making = Making {
-            policies,
-            parts: Parts::default(),
-            ids: BTreeSet::new(),
-            operations: Vec::new(),
-        };
-        own::add_schemas(&mut making.parts.schemas);
-        let mut paths = Paths::new(table);
+        let mut operations = Vec::new();
+        let mut library = Library::default();
+        let paths = Paths::new(table);
         for listed in table.listed() {
-            if is_grpc(&listed.route) {
-                continue;
-            }
-            let Some(path) = paths.show(listed) else {
+            let Some(reach) = paths.reach(listed).filter(|_| !is_grpc(&listed.route)) else {
                 continue;
             };
-            for method in listed
-                .methods
-                .iter()
-                .filter(|method| is_shown(**method, &listed.methods))
-            {
-                making.add_route(&listed.route, *method, &path);
+            let (reach, hosts) = (Arc::new(reach), Arc::from(&*listed.hosts));
+            let methods = listed.methods.iter().copied();
+            for method in methods.filter(|method| is_shown(*method, &listed.methods)) {
+                if let Some(rules) = listed.route.rules(method) {
+                    take_in(rules, &mut library);
+                }
+                // To who comes from elsewhere they are something else.
+                let nearness: &[Option<bool>] = match listed.route.auth {
+                    AuthRule::Ops => &[Some(true), Some(false)],
+                    AuthRule::Public | AuthRule::Token | AuthRule::TokenOrKey => &[None],
+                };
+                operations.extend(nearness.iter().map(|nearness| Operation {
+                    of: Of::Route(listed.route.clone()),
+                    method,
+                    reach: reach.clone(),
+                    hosts: Arc::clone(&hosts),
+                    nearness: *nearness,
+                }));
             }
         }
-        if let Some(batch) = batch {
-            making.add_batch(batch);
-        }
-        let Making {
-            parts, operations, ..
-        } = making;
-        let kinds = [
-            ("schemas", parts.schemas.into_named()),
-            ("responses", parts.answers.into_components()),
-            ("headers", own::headers()),
-        ];
-        let components = kinds.into_iter().flat_map(|(kind, named)| {
-            let named = named.into_iter();
-            named.map(move |(name, value)| ((kind, name), Fragment::of(&value)))
-        });
+        let post = METHODS.iter().position(|method| *method == Method::POST);
+        operations.extend(batch.map(|batch| Operation {
+            of: Of::Batch(Batching::of(batch)),
+            method: MethodIndex(post.unwrap_or_default()),
+            reach: Arc::new(Reach::at(batch.path())),
+            hosts: Arc::default(),
+            nearness: None,
+        }));
         Self {
             head,
+            library,
             operations,
-            components: components.collect(),
+            policies,
             has_hosts: table.has_hosts(),
         }
     }
@@ -123,27 +106,57 @@ impl Inventory {
         is_near: bool,
         may_call: impl Fn(&Route, MethodIndex) -> bool,
     ) -> View {
+        self.view_of(|operation| {
+            let Of::Route(route) = &operation.of else {
+                return true;
+            };
+            let method = operation.method;
+            let is_for_it = operation.nearness.is_none_or(|near| near == is_near);
+            let is_of_host =
+                || !self.has_hosts || table.leads_to(route, host, method, &operation.reach.probe);
+            is_for_it && may_call(route, method) && is_of_host()
+        })
+    }
+
+    /// What is in the document of all hosts together.
+    pub fn view_of_all(&self) -> View {
+        self.view_of(|operation| operation.nearness != Some(false))
+    }
+
+    fn view_of(&self, is_seen: impl Fn(&Operation) -> bool) -> View {
         let mut bits = vec![0; self.operations.len().div_ceil(64)];
         for (place, operation) in self.operations.iter().enumerate() {
-            let is_of_host = |route: &Arc<Route>, method| {
-                !self.has_hosts || table.leads_to(route, host, method, &operation.probe)
-            };
-            let is_for_it = operation.nearness.is_none_or(|near| near == is_near);
-            let is_seen = match &operation.route {
-                None => true,
-                Some((route, method)) => {
-                    is_for_it && may_call(route, *method) && is_of_host(route, *method)
-                }
-            };
-            bits[place / 64] |= u64::from(is_seen) << (place % 64);
+            bits[place / 64] |= u64::from(is_seen(operation)) << (place % 64);
         }
         View(bits.into())
     }
 
-    pub fn seen(&self, View(bits): &View) -> impl Iterator<Item = &Operation> {
+    pub fn seen(&self, View(bits): &View) -> Vec<&Operation> {
         let places = 0..self.operations.len();
         let seen = places.filter(|place| bits[place / 64] >> (place % 64) & 1 == 1);
-        seen.map(|place| &self.operations[place])
+        seen.map(|place| &self.operations[place]).collect()
+    }
+
+    pub fn subject<'a>(&self, operation: &'a Operation) -> Subject<'a> {
+        Subject {
+            what: match &operation.of {
+                Of::Route(route) => What::Route(route),
+                Of::Batch(batch) => What::Batch(batch),
+            },
+            method: operation.method,
+            policies: self.policies,
+            is_near: operation.nearness == Some(true),
+        }
+    }
+}
+
+/// Reads what its schemas refer to.
+fn take_in(rules: &Rules, library: &mut Library) {
+    for parameter in rules.parameters() {
+        library.take_in(&parameter.source);
+    }
+    for (_, source) in rules.bodies().into_iter().flat_map(|bodies| bodies.sources) {
+        library.take_in(source);
     }
 }
 
@@ -156,107 +169,4 @@ fn is_shown(method: MethodIndex, methods: &[MethodIndex]) -> bool {
 fn is_grpc(route: &Route) -> bool {
     let service = route.template.split('/').nth(1).unwrap_or_default();
     route.service.http2 && service.contains('.')
-}
-
-// === impl Making ===
-
-impl Making {
-    fn add_route(&mut self, route: &Arc<Route>, method: MethodIndex, path: &Shown) {
-        let of = Subject {
-            what: What::Route(route),
-            method,
-            policies: self.policies,
-        };
-        // To who comes from elsewhere they are something else.
-        let nearness: &[Option<bool>] = match route.auth {
-            AuthRule::Ops => &[Some(true), Some(false)],
-            AuthRule::Public | AuthRule::Token | AuthRule::TokenOrKey => &[None],
-        };
-        for nearness in nearness {
-            self.add(&of, path, *nearness, Some((route.clone(), method)));
-        }
-    }
-
-    fn add_batch(&mut self, batch: &Batch) {
-        let post = METHODS.iter().position(|method| *method == Method::POST);
-        let of = Subject {
-            what: What::Batch(batch),
-            method: MethodIndex(post.unwrap_or_default()),
-            policies: self.policies,
-        };
-        let path = Shown {
-            template: batch.path().to_owned(),
-            parameters: Vec::<Parameter>::new(),
-            probe: batch.path().to_owned(),
-        };
-        self.add(&of, &path, None, None);
-    }
-
-    fn add(
-        &mut self,
-        of: &Subject<'_>,
-        path: &Shown,
-        nearness: Option<bool>,
-        route: Option<(Arc<Route>, MethodIndex)>,
-    ) {
-        let tag = operation::tag(&path.template).to_owned();
-        let id = self.free_id(operation::id(&METHODS[of.method.0], &path.template));
-        let is_near = nearness == Some(true);
-        let described = operation::describe(of, path, &tag, &id, is_near, &mut self.parts);
-        self.operations.push(Operation {
-            path: path.template.clone(),
-            method: operation::key(of),
-            described: Fragment::of(&described),
-            tag,
-            route,
-            probe: path.probe.clone(),
-            nearness,
-        });
-    }
-
-    /// Each operation has its own.
-    fn free_id(&mut self, id: String) -> String {
-        let numbered = (2..).map(|number| format!("{id}{number}"));
-        let mut ids = std::iter::once(id.clone()).chain(numbered);
-        let free = ids.find(|id| !self.ids.contains(id)).unwrap_or(id.clone());
-        self.ids.insert(free.clone());
-        free
-    }
-}
-
-// === impl Fragment ===
-
-impl Fragment {
-    fn of(value: &Value) -> Self {
-        let mut needs = Vec::new();
-        references(value, &mut needs);
-        needs.sort_unstable();
-        needs.dedup();
-        Self {
-            text: value.to_string(),
-            needs,
-        }
-    }
-}
-
-/// The kinds of components that are referred to.
-const KINDS: [&str; 3] = ["schemas", "responses", "headers"];
-
-fn references(value: &Value, found: &mut Vec<(&'static str, String)>) {
-    match value {
-        Value::Object(members) => {
-            let to = members.get("$ref").and_then(Value::as_str);
-            let to = to.and_then(|to| to.strip_prefix("#/components/")?.split_once('/'));
-            if let Some((kind, name)) = to
-                && let Some(kind) = KINDS.iter().find(|known| **known == kind)
-            {
-                found.push((kind, name.to_owned()));
-            }
-            members
-                .values()
-                .for_each(|member| references(member, found));
-        }
-        Value::Array(items) => items.iter().for_each(|item| references(item, found)),
-        _ => {}
-    }
 }

@@ -9,6 +9,7 @@ mod assets;
 mod config;
 mod document;
 mod inventory;
+mod library;
 mod operation;
 mod own;
 mod paths;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderValue;
+use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use crate::admit::limits::Rule;
@@ -31,7 +33,7 @@ use crate::route::{Route, Table};
 use crate::server::threads::aside;
 use assets::etag_of;
 pub use config::{DocumentationConfig, Parts, check_host};
-use document::Document;
+use document::{Document, Scope};
 use inventory::Inventory;
 use viewer::Viewer;
 
@@ -44,8 +46,7 @@ pub struct Documentation {
     admin: Option<RoleId>,
     /// Of who asks for a document.
     limits: Vec<Arc<Rule>>,
-    /// Documents, by what is in them.
-    made: Cache<(View, Form), Arc<Made>>,
+    made: MadeBefore,
     policy: HeaderValue,
 }
 
@@ -74,8 +75,25 @@ struct Made {
     etag: HeaderValue,
 }
 
-/// Documents that are kept: each role sees one, and few callers have permissions of their own.
-const MOST_DOCUMENTS: usize = 32;
+/// Documents, by what is in them.
+type MadeBefore = Cache<(View, Form), Arc<Made>, InBytes>;
+
+/// What a document weighs that is kept.
+#[derive(Clone)]
+struct InBytes;
+
+/// A document that is printed.
+pub struct Printed {
+    pub text: String,
+    /// Operations that have no place in it.
+    pub left_out: Vec<String>,
+}
+
+/// Bytes of documents that are kept: each role sees one, and few callers have permissions of their own.
+const MOST_KEPT: u64 = 8 << 20;
+
+/// How many they are, as a rule.
+const USUALLY_KEPT: usize = 32;
 
 /// Where it all is.
 const PATH: &str = "/documentation";
@@ -93,18 +111,20 @@ impl Documentation {
         is_at(path)
     }
 
-    /// All of it, for operators.
-    pub fn whole(&self, table: &Table) -> String {
-        let view = self
-            .inventory
-            .view(table, self.own_host(), true, |_, _| true);
-        Document::of(&self.inventory, &view).json()
-    }
-
-    /// Where clients find the gateway, without scheme.
-    fn own_host(&self) -> &str {
-        let host = self.inventory.head.host.as_deref().unwrap_or_default();
-        host.split_once("://").map_or(host, |(_, host)| host)
+    /// With every operation of a host, or of all of them.
+    pub fn print(&self, table: &Table, host: Option<&str>) -> Printed {
+        let (view, scope) = match host {
+            Some(host) => (
+                self.inventory.view(table, host, true, |_, _| true),
+                Scope::Host,
+            ),
+            None => (self.inventory.view_of_all(), Scope::AllHosts),
+        };
+        let document = Document::of(&self.inventory, &view, scope);
+        Printed {
+            text: document.json(),
+            left_out: document.left_out,
+        }
     }
 
     /// What is in the document for who asks. `table`: of the same configuration.
@@ -114,14 +134,15 @@ impl Documentation {
     }
 
     fn make(&self, view: &View, form: Form) -> Made {
-        let document = Document::of(&self.inventory, view);
+        let document = Document::of(&self.inventory, view, Scope::Host);
         let text = match form {
             Form::Json => document.json(),
             Form::Yaml => document.yaml(),
         };
         Made {
             etag: etag_of(text.as_bytes()),
-            body: text.into(),
+            // Without the room that it grew into.
+            body: text.into_bytes().into_boxed_slice().into(),
         }
     }
 }
@@ -144,4 +165,40 @@ async fn document_of(policies: &Arc<Policies>, view: View, form: Form) -> Option
     // Where it cannot be kept it is given all the same.
     let _ = guard.insert(made.clone());
     Some(made)
+}
+
+// === impl InBytes ===
+
+impl Weighter<(View, Form), Arc<Made>> for InBytes {
+    fn weight(&self, (View(bits), _): &(View, Form), made: &Arc<Made>) -> u64 {
+        let around = size_of::<Made>() + size_of_val(&**bits);
+        (made.body.len() + around) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_bounded_in_bytes() {
+        let made = MadeBefore::with_weighter(USUALLY_KEPT, MOST_KEPT, InBytes);
+        let document = |length: usize| Made {
+            body: vec![b'x'; length].into(),
+            etag: HeaderValue::from_static("\"x\""),
+        };
+        let key = |number: u64| (View([number].into()), Form::Json);
+        for number in 0..64 {
+            made.insert(key(number), Arc::new(document(1 << 20)));
+            assert!(made.weight() <= MOST_KEPT);
+        }
+        assert!(made.len() >= 4, "{} are kept", made.len());
+        made.insert(key(64), Arc::new(document(9 << 20)));
+        assert!(made.get(&key(64)).is_none() && made.weight() <= MOST_KEPT);
+        // Many small ones as well.
+        for number in 100..200 {
+            made.insert(key(number), Arc::new(document(10)));
+        }
+        assert!(made.len() > USUALLY_KEPT, "{} are kept", made.len());
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use http::Method;
 use serde_json::{Map, Value, json};
 
 use super::answers::Answers;
@@ -18,19 +17,28 @@ use crate::admit::schema::Parameter;
 use crate::route::METHODS;
 
 /// What operations are put together from.
-#[derive(Default)]
-pub struct Parts {
-    pub schemas: Schemas,
+pub struct Parts<'a> {
+    pub schemas: Schemas<'a>,
     pub answers: Answers,
 }
 
-/// As OpenAPI calls a route's credentials; `is_near`: for addresses in `ops.allow`.
-fn security(rule: AuthRule, is_near: bool) -> Value {
-    match rule {
+impl<'a> Parts<'a> {
+    pub fn new(schemas: Schemas<'a>) -> Self {
+        Self {
+            schemas,
+            answers: Answers::default(),
+        }
+    }
+}
+
+/// As OpenAPI calls its credentials.
+fn security(of: &Subject<'_>) -> Value {
+    match of.auth() {
+        _ if of.is_batch() => json!([{}, { "bearer": [] }, { "apiKey": [] }]),
         AuthRule::Public => json!([]),
         AuthRule::Token => json!([{ "bearer": [] }]),
         AuthRule::TokenOrKey => json!([{ "bearer": [] }, { "apiKey": [] }]),
-        AuthRule::Ops if is_near => json!([{}, { "bearer": [] }]),
+        AuthRule::Ops if of.is_near => json!([{}, { "bearer": [] }]),
         AuthRule::Ops => json!([{ "bearer": [] }]),
     }
 }
@@ -41,18 +49,14 @@ pub fn describe(
     path: &Shown,
     tag: &str,
     id: &str,
-    is_near: bool,
-    parts: &mut Parts,
+    parts: &mut Parts<'_>,
 ) -> Value {
     let mut operation = json!({
         "operationId": id,
         "tags": [tag],
         "summary": words::summary(of),
         "description": words::description(of),
-        "security": match of.is_batch() {
-            true => json!([{}, { "bearer": [] }, { "apiKey": [] }]),
-            false => security(of.auth(), is_near),
-        },
+        "security": security(of),
         "responses": parts.answers.of(of),
     });
     let parameters = parameters(of, path, &mut parts.schemas);
@@ -68,7 +72,7 @@ pub fn describe(
     operation
 }
 
-fn parameters(of: &Subject<'_>, path: &Shown, schemas: &mut Schemas) -> Vec<Value> {
+fn parameters(of: &Subject<'_>, path: &Shown, schemas: &mut Schemas<'_>) -> Vec<Value> {
     let ruled = of.rules().map_or_else(Vec::new, |rules| rules.parameters());
     let mut shown = Vec::new();
     for parameter in &path.parameters {
@@ -88,11 +92,12 @@ fn parameters(of: &Subject<'_>, path: &Shown, schemas: &mut Schemas) -> Vec<Valu
         }
         shown.push(value);
     }
+    let needs_key = of.idempotency() == Some(IdempotencyRule::Required);
     for parameter in ruled.iter().filter(|parameter| parameter.part != "path") {
         let mut value = json!({
             "name": parameter.name,
             "in": parameter.part,
-            "required": parameter.is_required,
+            "required": parameter.is_required || (is_key(parameter) && needs_key),
             "schema": schemas.show(&parameter.source),
         });
         if parameter.has_commas && parameter.part == "query" {
@@ -100,12 +105,11 @@ fn parameters(of: &Subject<'_>, path: &Shown, schemas: &mut Schemas) -> Vec<Valu
         }
         shown.push(value);
     }
-    let is_known = |name: &str| ruled.iter().any(|parameter| parameter.name == name);
-    if let Some(rule) = of.idempotency().filter(|_| !is_known("idempotency-key")) {
+    if of.idempotency().is_some() && !ruled.iter().any(is_key) {
         shown.push(json!({
             "name": "Idempotency-Key",
             "in": "header",
-            "required": rule == IdempotencyRule::Required,
+            "required": needs_key,
             "description": "What tells this write from every other one of the caller",
             "schema": { "type": "string", "minLength": 1, "maxLength": 255 },
         }));
@@ -113,7 +117,12 @@ fn parameters(of: &Subject<'_>, path: &Shown, schemas: &mut Schemas) -> Vec<Valu
     shown
 }
 
-fn body(of: &Subject<'_>, schemas: &mut Schemas) -> Option<Value> {
+/// Whether a schema speaks of it; names of fields are in lower case there.
+fn is_key(parameter: &Parameter) -> bool {
+    parameter.part == "header" && parameter.name == "idempotency-key"
+}
+
+fn body(of: &Subject<'_>, schemas: &mut Schemas<'_>) -> Option<Value> {
     if let Some(batch) = of.batch() {
         let schema = own::batch_request(batch.most);
         return Some(json!({
@@ -159,6 +168,9 @@ fn extensions(of: &Subject<'_>) -> Map<String, Value> {
     add("x-timeout-ms", budget.into());
     if of.has_body() {
         add("x-body-limit", of.largest_body().into());
+        if let Some(keyed) = of.largest_keyed_body() {
+            add("x-keyed-body-limit", keyed.into());
+        }
     }
     let limits: Vec<Value> = of.limits().map(limit_of).collect();
     if !limits.is_empty() {
@@ -234,9 +246,9 @@ pub fn tag(template: &str) -> &str {
 }
 
 /// As in `getApiV1VenuesVenue`.
-pub fn id(method: &Method, template: &str) -> String {
+pub fn id(method: &str, template: &str) -> String {
     let words = template.split(|c: char| !c.is_ascii_alphanumeric());
-    let mut id = method.as_str().to_ascii_lowercase();
+    let mut id = method.to_owned();
     for word in words.filter(|word| !word.is_empty()) {
         let (first, rest) = word.split_at(1);
         id.push_str(&first.to_ascii_uppercase());

@@ -1,22 +1,21 @@
 //! The schemas of `validate`, as components of one document: every `$ref` leads to one of them.
 //!
-//! What a schema says of itself to its validator (`$id`, `$schema`, anchors, comments) is left out, keywords of our own
-//! (`x-before`) stay.
+//! Shown is what JSON Schema 2020-12 has words for, and `x-before`, by which requests are judged. What a schema says to its
+//! validator (`$id`, `$schema`, anchors) or to its authors (`$comment`, `x-` of whatever kind) is left out.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use crate::admit::schema::{Shelf, Source};
+use super::library::Library;
+use crate::admit::schema::{BEFORE, Shelf, Source};
 
 /// Schemas by the names that the document calls them by.
-#[derive(Default)]
-pub struct Schemas {
+pub struct Schemas<'a> {
+    library: &'a Library,
     named: BTreeMap<String, Value>,
     /// By where they stand.
     names: BTreeMap<Place, String>,
-    files: BTreeMap<(Shelf, String), Option<Arc<Value>>>,
 }
 
 /// A schema's file, and the pointer or the anchor in it.
@@ -28,30 +27,47 @@ struct Here<'a> {
     file: &'a str,
 }
 
-/// What is for the validator alone.
-const LEFT_OUT: [&str; 10] = [
-    "$schema",
-    "$id",
-    "$anchor",
-    "$dynamicAnchor",
-    "$dynamicRef",
-    "$vocabulary",
-    "$comment",
-    "$defs",
-    "definitions",
-    "$recursiveRef",
+/// Keywords with a value that is shown as it is: assertions, and annotations for who reads a document. `example` is OpenAPI's.
+const VALUES: [&str; 32] = [
+    "type",
+    "enum",
+    "const",
+    "multipleOf",
+    "maximum",
+    "exclusiveMaximum",
+    "minimum",
+    "exclusiveMinimum",
+    "maxLength",
+    "minLength",
+    "pattern",
+    "maxItems",
+    "minItems",
+    "uniqueItems",
+    "maxContains",
+    "minContains",
+    "maxProperties",
+    "minProperties",
+    "required",
+    "dependentRequired",
+    "format",
+    "contentEncoding",
+    "contentMediaType",
+    "title",
+    "description",
+    "default",
+    "deprecated",
+    "readOnly",
+    "writeOnly",
+    "examples",
+    "example",
+    BEFORE,
 ];
 
-const OF_SCHEMAS: [&str; 4] = [
-    "properties",
-    "patternProperties",
-    "dependentSchemas",
-    "$defs",
-];
+const OF_SCHEMAS: [&str; 3] = ["properties", "patternProperties", "dependentSchemas"];
 
 const LISTS: [&str; 4] = ["allOf", "anyOf", "oneOf", "prefixItems"];
 
-const SCHEMAS: [&str; 12] = [
+const SCHEMAS: [&str; 11] = [
     "items",
     "contains",
     "additionalProperties",
@@ -63,12 +79,19 @@ const SCHEMAS: [&str; 12] = [
     "else",
     "not",
     "contentSchema",
-    "additionalItems",
 ];
 
 // === impl Schemas ===
 
-impl Schemas {
+impl<'a> Schemas<'a> {
+    pub fn of(library: &'a Library) -> Self {
+        Self {
+            library,
+            named: BTreeMap::new(),
+            names: BTreeMap::new(),
+        }
+    }
+
     /// One of the gateway's own.
     pub fn add(&mut self, name: &str, schema: Value) {
         self.named.insert(name.to_owned(), schema);
@@ -84,7 +107,8 @@ impl Schemas {
             shelf: &source.shelf,
             file: &source.file,
         };
-        let is_whole = self.file(&here).is_some_and(|file| *file == source.schema);
+        let file = self.library.file(here.shelf, here.file);
+        let is_whole = file == Some(&source.schema);
         match is_whole.then(|| self.name(&here, "")).flatten() {
             Some(name) => reference(&name),
             None => self.walk(&source.schema, &here),
@@ -103,7 +127,6 @@ impl Schemas {
                     Some(name) => reference(&name)["$ref"].take(),
                     None => continue,
                 },
-                _ if LEFT_OUT.contains(&word) || word == "$ref" => continue,
                 Value::Object(schemas) if OF_SCHEMAS.contains(&word) => {
                     let schemas = schemas.iter();
                     let schemas =
@@ -115,7 +138,8 @@ impl Schemas {
                     .map(|schema| self.walk(schema, here))
                     .collect(),
                 schema if SCHEMAS.contains(&word) => self.walk(schema, here),
-                value => value.clone(),
+                value if VALUES.contains(&word) => value.clone(),
+                _ => continue,
             };
             shown.insert(keyword.clone(), value);
         }
@@ -133,11 +157,11 @@ impl Schemas {
             shelf: here.shelf,
             file: &place.1,
         };
-        let root = self.file(&there)?;
+        let root = self.library.file(there.shelf, there.file)?;
         let schema = match place.2.as_str() {
-            "" => &*root,
+            "" => root,
             pointer if pointer.starts_with('/') => root.pointer(pointer)?,
-            anchor => anchored(&root, anchor)?,
+            anchor => anchored(root, anchor)?,
         };
         let name = self.free_name(&place);
         // Schemas may refer to themselves: it has its name before it is read.
@@ -146,12 +170,6 @@ impl Schemas {
         let shown = self.walk(schema, &there);
         self.named.insert(name.clone(), shown);
         Some(name)
-    }
-
-    fn file(&mut self, here: &Here<'_>) -> Option<Arc<Value>> {
-        let key = (here.shelf.clone(), here.file.to_owned());
-        let read = || here.shelf.read(here.file).ok().map(Arc::new);
-        self.files.entry(key).or_insert_with(read).clone()
     }
 
     /// The last part of where it stands; with what is before it, if that is taken.
@@ -201,6 +219,12 @@ fn anchored<'v>(value: &'v Value, anchor: &str) -> Option<&'v Value> {
 mod tests {
     use super::*;
 
+    fn library(sources: &[&Source]) -> Library {
+        let mut library = Library::default();
+        sources.iter().for_each(|source| library.take_in(source));
+        library
+    }
+
     fn built_in(file: &str) -> Source {
         let shelf = Shelf::built_in();
         let schema = shelf.read(file).unwrap();
@@ -213,9 +237,11 @@ mod tests {
 
     #[test]
     fn every_reference_leads_to_a_component() {
-        let mut schemas = Schemas::default();
+        let source = built_in("event-create.json");
+        let library = library(&[&source]);
+        let mut schemas = Schemas::of(&library);
         schemas.add("time", json!(true)); // the name is taken
-        let shown = schemas.show(&built_in("event-create.json"));
+        let shown = schemas.show(&source);
         assert_eq!(shown, json!({"$ref": "#/components/schemas/event-create"}));
         let named = schemas.into_named();
         assert_eq!(
@@ -236,27 +262,42 @@ mod tests {
     }
 
     #[test]
-    fn keywords_of_our_own_stay_and_names_of_members_are_no_keywords() {
-        let mut schemas = Schemas::default();
+    fn what_the_standard_has_no_word_for_is_left_out_and_names_of_members_are_no_keywords() {
         let schema = json!({
-            "$comment": "for us",
             "x-before": {"a": "b"},
-            "properties": {"$ref": {"type": "string"}, "a": {"const": {"$ref": "x"}}},
+            "examples": [{"x-a": 1}],
+            "properties": {
+                "$ref": {"type": "string"},
+                "a": {"const": {"$ref": "x"}},
+                "x-b": {"type": "integer"},
+            },
         });
+        let mut written = schema.clone();
+        for (pointer, keyword) in [
+            ("", "$comment"),
+            ("", "x-owner"),
+            ("", "externalDocs"),
+            ("", "discriminator"),
+            ("/properties/x-b", "x-secret"),
+            ("/properties/x-b", "$comment"),
+        ] {
+            let place = written.pointer_mut(pointer).unwrap();
+            place[keyword] = "the table at http://inside".into();
+        }
         let source = Source {
             shelf: Shelf::built_in(),
             file: "#operation".into(),
-            schema: schema.clone(),
+            schema: written,
         };
-        let mut expected = schema;
-        expected.as_object_mut().unwrap().remove("$comment");
-        assert_eq!(schemas.show(&source), expected);
+        let library = library(&[&source]);
+        assert_eq!(Schemas::of(&library).show(&source), schema);
     }
 
     #[test]
     fn a_schema_that_refers_to_itself_is_shown_once() {
-        let mut schemas = Schemas::default();
         let source = built_in("common.json");
+        let library = library(&[&source]);
+        let mut schemas = Schemas::of(&library);
         schemas.show(&source);
         let before = schemas.named.len();
         schemas.show(&source);

@@ -74,6 +74,10 @@ impl Gateway {
         let (Some(documentation), Some(page)) = (&policies.documentation, Page::at(path)) else {
             return Err(Refusal::NotFound);
         };
+        // Who asks for a document may be somebody, whose limit it is then.
+        if !matches!(page, Page::Document(_)) {
+            self.spend_on_documentation(documentation, ctx).await?; // 429
+        }
         let mut answer = match page {
             Page::Index => index(),
             Page::Slash => slash(),
@@ -148,7 +152,9 @@ impl Gateway {
         fields: &HeaderMap,
         ctx: &mut Ctx,
     ) -> Result<Identified, Refusal> {
-        ctx.deadline = Some(Deadline::of(fields, ctx.start, BUDGET)?); // 400
+        let deadline = Deadline::of(fields, ctx.start, BUDGET)?; // 400
+        let batch = ctx.inner.as_ref().map(|inner| inner.deadline);
+        ctx.deadline = Some(batch.map_or(deadline, |batch| deadline.no_later_than(batch)));
         let policies = ctx.policies.clone();
         let auth = &policies.auth;
         let identified = auth.identify(AuthRule::TokenOrKey, fields, ctx.client, ctx.start);

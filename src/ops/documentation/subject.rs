@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::admit::auth::AuthRule;
-use crate::admit::auth::refresh::SessionStep;
+use crate::admit::auth::refresh::{self, SessionStep};
+use crate::admit::body::SMALL;
 use crate::admit::idempotency::IdempotencyRule;
 use crate::admit::limits::Rule;
 use crate::admit::schema::{Mode, Rules};
@@ -20,12 +21,22 @@ pub struct Subject<'a> {
     pub what: What<'a>,
     pub method: MethodIndex,
     pub policies: All,
+    /// It is for addresses in `ops.allow`.
+    pub is_near: bool,
 }
 
 #[derive(Clone, Copy)]
 pub enum What<'a> {
     Route(&'a Route),
-    Batch(&'a Batch),
+    Batch(&'a Batching),
+}
+
+/// How many calls a batch may have, how many bytes, and how much time.
+#[derive(Clone, Copy)]
+pub struct Batching {
+    pub most: usize,
+    body: usize,
+    timeout: Duration,
 }
 
 /// What holds for all operations.
@@ -34,6 +45,18 @@ pub struct All {
     pub has_limits: bool,
     /// POST /auth/refresh is answered here.
     pub refreshes: bool,
+}
+
+// === impl Batching ===
+
+impl Batching {
+    pub fn of(batch: &Batch) -> Self {
+        Self {
+            most: batch.most,
+            body: batch.body,
+            timeout: batch.timeout,
+        }
+    }
 }
 
 // === impl Subject ===
@@ -46,7 +69,7 @@ impl<'a> Subject<'a> {
         }
     }
 
-    pub fn batch(&self) -> Option<&'a Batch> {
+    pub fn batch(&self) -> Option<&'a Batching> {
         match self.what {
             What::Route(_) => None,
             What::Batch(batch) => Some(batch),
@@ -66,9 +89,10 @@ impl<'a> Subject<'a> {
         METHODS[self.method.0].is_safe()
     }
 
-    /// Requests come with content, as a rule.
+    /// Requests come with content, as a rule, or their content has rules.
     pub fn has_body(&self) -> bool {
-        matches!(METHODS[self.method.0].as_str(), "POST" | "PUT" | "PATCH")
+        let has_rules = self.rules().is_some_and(|rules| rules.bodies().is_some());
+        has_rules || matches!(METHODS[self.method.0].as_str(), "POST" | "PUT" | "PATCH")
     }
 
     pub fn is_webhook(&self) -> bool {
@@ -149,12 +173,34 @@ impl<'a> Subject<'a> {
         Some(self.route()?.validation.as_ref()?.mode)
     }
 
-    /// Of a body, in bytes.
+    /// Of a body, in bytes: what is read before it goes on must fit in there.
     pub fn largest_body(&self) -> u64 {
-        match self.what {
+        let most = match self.what {
             What::Route(route) => route.body.0,
             What::Batch(batch) => batch.body as u64,
-        }
+        };
+        let is_keyed = self.idempotency() == Some(IdempotencyRule::Required);
+        let read = match self.refreshes() {
+            true => refresh::LARGEST,
+            false if is_keyed || self.is_by_event() => SMALL,
+            false => return most,
+        };
+        most.min(read as u64)
+    }
+
+    /// Of one with an `Idempotency-Key`, where that makes a difference.
+    pub fn largest_keyed_body(&self) -> Option<u64> {
+        self.idempotency()?;
+        Some(SMALL as u64).filter(|keyed| *keyed < self.largest_body())
+    }
+
+    /// Whom it counts for stands in its body.
+    fn is_by_event(&self) -> bool {
+        let rules = self.route().into_iter().flat_map(|route| &route.limits);
+        let method = self.method.0;
+        rules
+            .into_iter()
+            .any(|rule| rule.per_event && rule.methods[method])
     }
 
     /// For the whole answer.

@@ -48,7 +48,13 @@ pub fn description(of: &Subject<'_>) -> String {
         lines.push(format!("At most {}.", limits.join(", and ")));
     }
     if of.has_body() {
-        lines.push(format!("A body has at most {} bytes.", of.largest_body()));
+        let keyed = of.largest_keyed_body();
+        let keyed = keyed.map(|most| format!(", and {most} with an `Idempotency-Key`"));
+        let most = of.largest_body();
+        lines.push(format!(
+            "A body has at most {most} bytes{}.",
+            keyed.unwrap_or_default()
+        ));
     }
     match of.idempotency() {
         Some(IdempotencyRule::Optional) => {
@@ -82,10 +88,14 @@ fn who(of: &Subject<'_>) -> String {
         AuthRule::Token => "users",
         AuthRule::TokenOrKey => "users and holders of API keys",
     };
-    if route.owner_only {
-        return "For the user whose data it is, and for the role `admin`.".into();
-    }
     match (route.permission(of.method), &route.owner) {
+        (None, _) if route.owner_only => {
+            "For the user whose data it is, and for the role `admin`.".into()
+        }
+        (Some(required), _) if route.owner_only => format!(
+            "For the user whose data it is, with `{0}` or `{0}-own`, and for the role `admin` with `{0}`.",
+            required.permission()
+        ),
         (None, _) => format!("For all {caller}."),
         (Some(required), Owner::Unknown) => {
             format!("For {caller} with `{}`.", required.permission())

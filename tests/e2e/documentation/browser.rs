@@ -116,6 +116,17 @@ fn the_page_lists_every_operation_follows_its_caller_and_tries_one() {
     let request = backend.wait_requests(before + 2).pop().unwrap();
     assert_eq!(request.path(), "/api/v1/events/open%20air");
 
+    // Elsewhere a slash is a part of the value: it is sent as such, and no path of the gateway's has one.
+    let single = "/api/v1/venues/{venue}";
+    let (status, shown) = try_out(&mut page, "GET", single, &["a/b"]);
+    assert_eq!(status, "400", "{shown}");
+    let shown = page.evaluate(&format!("{}.innerText", block("GET", single)));
+    assert!(
+        shown.as_str().unwrap().contains("/api/v1/venues/a%2Fb"),
+        "{shown}"
+    );
+    assert_eq!(backend.count(), before + 2, "it is not another path");
+
     // A page sends its origin with what is no GET: its own is allowed.
     let (status, shown) = try_out(&mut page, "POST", "/api/v1/tickets/purchase", &[]);
     assert_eq!(status, "422", "{shown}");
@@ -129,4 +140,43 @@ fn the_page_lists_every_operation_follows_its_caller_and_tries_one() {
     assert!(!said.iter().any(|line| is_about_policy(&line)), "{said:?}");
     let is_exception = |line: &&Value| !line["exceptionDetails"].is_null();
     assert!(!said.iter().any(|line| is_exception(&line)), "{said:?}");
+}
+
+#[test]
+fn the_public_host_is_asked_by_the_scheme_of_the_page() {
+    // Nobody is there: what counts is who is asked.
+    let gateway = small("routes: [{ path: /things, service: s, auth: public, methods: [GET] }]")
+        .env("SWAGGER_HOST", "127.0.0.1:1")
+        .start();
+    let mut page = Chromium::start();
+    page.open(&format!("http://{}/documentation", gateway.addr()));
+    page.wait("document.querySelector('.servers select') && document.querySelector('.opblock')");
+    page.evaluate(
+        "(() => {
+            const select = document.querySelector('.servers select');
+            const { set } = Object.getOwnPropertyDescriptor(HTMLSelectElement.prototype, 'value');
+            set.call(select, '//127.0.0.1:1');
+            select.dispatchEvent(new Event('change', { bubbles: true }));
+            return true;
+        })()",
+    );
+    try_out(&mut page, "GET", "/things", &[]);
+    let asked = format!(
+        "{}.querySelector('.request-url').innerText",
+        block("GET", "/things")
+    );
+    let asked = page.evaluate(&asked);
+    assert!(
+        asked
+            .as_str()
+            .unwrap()
+            .contains("http://127.0.0.1:1/things"),
+        "{asked}"
+    );
+    let is_about_policy = |line: &&Value| line.to_string().contains("Content Security Policy");
+    assert!(
+        !page.said.iter().any(|line| is_about_policy(&line)),
+        "{:?}",
+        page.said
+    );
 }

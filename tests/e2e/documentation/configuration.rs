@@ -128,6 +128,89 @@ fn it_can_be_printed_without_a_gateway() {
 }
 
 #[test]
+fn what_is_printed_need_not_be_served() {
+    let settings = "
+documentation: { enabled: ON }
+routes:
+  - { path: /documentation, service: s, auth: public, methods: [GET] }
+  - { path: /things, service: s, auth: token, methods: [GET] }
+";
+    for (stage, on) in [
+        ("production", "null"),
+        ("staging", "false"),
+        ("staging", "null"),
+    ] {
+        let exit = small(&settings.replace("ON", on))
+            .env("NODE_ENV", stage)
+            .arg("--print-openapi")
+            .run_to_exit();
+        assert_eq!(exit.code, 0, "{stage} {on}: {}", exit.stderr);
+        let printed: Value = serde_json::from_str(&exit.stdout).unwrap();
+        let names = names(&printed);
+        for name in ["GET /documentation", "GET /things"] {
+            assert!(names.contains(name), "{stage} {on}: {names:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_printed_has_the_operations_of_all_hosts_or_of_the_one_that_is_named() {
+    let print = |flag: &str| {
+        let exit = small(
+            "
+routes:
+  - { path: /things, service: s, auth: public, methods: [GET], hosts: [a.test] }
+  - { path: /things, service: s, auth: token, methods: [GET], hosts: ['*.b.test'] }
+  - { path: /others, service: s, auth: token, methods: [GET], hosts: ['*.b.test', c.test] }
+  - { path: /all, service: s, auth: public, methods: [GET] }
+batch: { path: '' }
+",
+        )
+        .arg(flag)
+        .run_to_exit();
+        assert_eq!(exit.code, 0, "{}", exit.stderr);
+        let document: Value = serde_json::from_str(&exit.stdout).unwrap();
+        (document, exit.stderr)
+    };
+    let schema: Value = serde_json::from_str(document::OPENAPI).unwrap();
+    let validator = jsonschema::draft202012::new(&schema).unwrap();
+
+    let (all, told) = print("--print-openapi");
+    assert!(validator.is_valid(&all), "{all}");
+    let expected = ["GET /all", "GET /others", "GET /things"];
+    assert_eq!(names(&all).into_iter().collect::<Vec<_>>(), expected);
+    let servers = |path: &str| all["paths"][path]["get"]["servers"].clone();
+    assert_eq!(servers("/things"), json!([{"url": "//a.test"}]));
+    let wild = json!({"url": "//{name}.b.test", "variables": {"name": {"default": "www"}}});
+    assert_eq!(servers("/others"), json!([wild, {"url": "//c.test"}]));
+    assert_eq!(servers("/all"), json!(null));
+    assert_eq!(all["paths"]["/things"]["get"]["security"], json!([]));
+    // OpenAPI has one place for both.
+    assert!(
+        told.contains("GET /things of *.b.test is left out"),
+        "{told}"
+    );
+    assert!(told.contains("--print-openapi=HOST"), "{told}");
+
+    let (one, told) = print("--print-openapi=x.b.test");
+    assert_eq!(names(&one).into_iter().collect::<Vec<_>>(), expected);
+    assert_eq!(
+        one["paths"]["/things"]["get"]["security"],
+        json!([{"bearer": []}])
+    );
+    assert!(
+        !one.to_string().contains("b.test"),
+        "it is read there: {one}"
+    );
+    assert!(!told.contains("left out"), "{told}");
+    let (one, _) = print("--print-openapi=a.test");
+    assert_eq!(
+        names(&one).into_iter().collect::<Vec<_>>(),
+        ["GET /all", "GET /things"]
+    );
+}
+
+#[test]
 fn paths_that_openapi_cannot_tell_apart_are_spelled_so_that_it_can() {
     let gateway = small(
         "

@@ -3,7 +3,7 @@
 use super::*;
 use std::collections::BTreeMap;
 
-const OPENAPI: &str = include_str!("../../fixtures/openapi-3.1/schema.json");
+pub const OPENAPI: &str = include_str!("../../fixtures/openapi-3.1/schema.json");
 
 #[test]
 fn the_document_is_openapi_as_its_own_schema_has_it() {
@@ -120,7 +120,8 @@ fn every_route_of_the_reference_is_in_it() {
     assert!(paths.iter().any(|path| *path == "/api/v1/batch"));
     assert_eq!(document["info"]["title"], "TicketToken API Gateway");
     assert_eq!(document["servers"][0]["url"], "/");
-    assert_eq!(document["servers"][1]["url"], "http://api-gateway:3000");
+    // The documented SWAGGER_HOST is a name of the inside: who can use it has come by it.
+    assert_eq!(document["servers"][1], json!(null));
     assert_eq!(document["x-aliases"]["/api/v1/event"], "/api/v1/events");
 }
 
@@ -205,7 +206,11 @@ fn what_the_configuration_says_of_an_operation_is_in_it() {
     assert_eq!(purchase["security"], json!([{"bearer": []}]));
     assert_eq!(purchase["x-permission"], "tickets:purchase");
     assert_eq!(purchase["x-timeout-ms"], 30_000);
-    assert_eq!(purchase["x-body-limit"], 10 << 20);
+    assert_eq!(
+        purchase["x-body-limit"],
+        64 << 10,
+        "its event is read first"
+    );
     assert_eq!(purchase["x-idempotency"], "optional");
     assert_eq!(purchase["x-validation"], "enforce");
     assert_eq!(

@@ -3,7 +3,9 @@
 mod browser;
 mod configuration;
 mod document;
+mod names;
 mod page;
+mod truth;
 mod viewers;
 
 use crate::support::prelude::*;

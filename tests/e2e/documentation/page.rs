@@ -28,6 +28,20 @@ fn the_page_may_run_its_own_scripts_and_ask_its_own_gateway() {
     // Over plain HTTP there is nothing to upgrade to.
     assert!(!policy.contains("upgrade-insecure-requests"), "{policy}");
     assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+    // It is shown in no frame, by whichever field a browser goes.
+    assert!(directives.contains(&"frame-ancestors 'none'"), "{policy}");
+    for path in [
+        "/documentation",
+        "/documentation/json",
+        "/documentation/static/page.js",
+    ] {
+        let response = Request::get(path).send_to(gateway.addr());
+        assert_eq!(
+            response.headers_named("x-frame-options"),
+            ["DENY"],
+            "{path}"
+        );
+    }
     let other = Request::get("/live").send_to(gateway.addr());
     assert!(
         other
@@ -58,6 +72,49 @@ fn the_page_may_run_its_own_scripts_and_ask_its_own_gateway() {
     );
     let document = document(&gateway);
     assert_eq!(document["servers"][1]["url"], "https://api.test:8443");
+}
+
+#[test]
+fn a_public_host_is_told_by_the_pages_own_scheme_and_a_name_of_the_inside_not_at_all() {
+    for (host, told, source) in [
+        // As documented, and by default.
+        ("api-gateway:3000", None, ""),
+        ("https://gateway", None, ""),
+        ("", None, ""),
+        ("api.test:8443", Some("//api.test:8443"), " api.test:8443"),
+        ("http://api.test", Some("//api.test"), " api.test"),
+        (
+            "https://api.test",
+            Some("https://api.test"),
+            " https://api.test",
+        ),
+    ] {
+        let gateway = small(ROUTES)
+            .env("SWAGGER_HOST", host)
+            .env("TRUSTED_PROXIES", "127.0.0.1/32")
+            .start();
+        for scheme in ["http", "https"] {
+            let get = |path: &str| {
+                let request = Request::get(path).header("X-Forwarded-For", "203.0.113.9");
+                let request = request.header("X-Forwarded-Proto", scheme);
+                request.send_to(gateway.addr())
+            };
+            let page = get("/documentation");
+            let policy = page.header("content-security-policy").unwrap();
+            let expected = format!("connect-src 'self'{source}");
+            assert!(
+                policy.split(';').any(|part| part == expected),
+                "{host}: {policy}"
+            );
+            let servers = get("/documentation/json").json()["servers"].clone();
+            assert_eq!(servers[0]["url"], "/", "{host}");
+            assert_eq!(servers[1]["url"].as_str(), told, "{host}");
+            assert!(
+                !format!("{policy}{servers}").contains("http:"),
+                "{host} over {scheme}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -201,10 +201,16 @@ routes: [{ path: /things, service: s, auth: public }]
     )
     .start();
     let get = |path: &str| Request::get(path).send_to(gateway.addr());
-    for left in ["2", "1", "0"] {
+    for (path, left) in [
+        ("/documentation", "2"),
+        ("/documentation/static/page.css", "1"),
+        ("/documentation/json", "0"),
+    ] {
+        let response = get(path);
         assert_eq!(
-            get("/documentation/json").header("x-ratelimit-remaining"),
-            Some(left)
+            response.header("x-ratelimit-remaining"),
+            Some(left),
+            "{path}"
         );
     }
     let refused = get("/documentation/json");
@@ -212,7 +218,18 @@ routes: [{ path: /things, service: s, auth: public }]
         (refused.status, &refused.json()["code"]),
         (429, &json!("RATE_LIMIT_ERROR"))
     );
-    assert_eq!(get("/documentation").status, 200, "the page costs nothing");
+    // As for any public path, the address pays for all of it.
+    let refused = [
+        "/documentation",
+        "/documentation/",
+        "/documentation/static/page.js",
+        "/documentation/static/swagger-ui-bundle.js",
+    ];
+    for path in refused {
+        let response = get(path);
+        assert_eq!(response.status, 429, "{path}");
+        assert!(response.header("retry-after").is_some(), "{path}");
+    }
 }
 
 #[test]
@@ -240,4 +257,47 @@ fn operators_see_all_only_where_the_file_says_so_and_never_for_others() {
     assert!(!sees(&usual, get()));
     let role = Request::get("/documentation/json?role=admin").send_to(usual.addr());
     assert_eq!(role.status, 403);
+}
+
+#[test]
+fn a_call_of_a_batch_has_no_more_time_than_its_batch() {
+    let auth = Upstream::start_with(|asked| {
+        let id = asked.target.rsplit('/').next().unwrap();
+        Reply::json(json!({"id": id, "tenant_id": "t1", "active": true, "role": "customer"}))
+    });
+    let gateway = Gateway::with(&format!(
+        "
+health: {{ enabled: false }}
+services: {{ s: {{ url: 'http://127.0.0.1:1' }}, auth-service: {{ url: '{}' }} }}
+roles: {{ customer: ['things:view'] }}
+auth: {{ users: {{ timeout: 4s }} }}
+batch: {{ timeout: 1s }}
+routes: [{{ path: /things, service: s, auth: token }}]
+",
+        auth.url()
+    ))
+    .env("NODE_ENV", "staging")
+    .start();
+    let left = |request: Request| {
+        let before = unix_millis();
+        let response = request.send_to(gateway.addr());
+        assert_eq!(response.status, 200, "{}", response.text());
+        let asked = auth.requests().pop().expect("auth-service was asked");
+        let until = asked.header("x-request-deadline").unwrap();
+        until.parse::<u128>().unwrap() - before
+    };
+    let nameless = |user: &str| Token::user(user).without("role").hs256();
+    let alone = left(Request::get("/documentation/json").bearer(&nameless("u1")));
+    assert!(alone > 3_000, "{alone} ms");
+    let call = json!({"id": "a", "method": "GET", "path": "/documentation/json"});
+    let batch = Request::post("/api/v1/batch").json(&json!({"calls": [call]}));
+    let within = left(batch.bearer(&nameless("u2")));
+    assert!(within < 2_000, "{within} ms");
+    assert_eq!(auth.count(), 2);
+}
+
+fn unix_millis() -> u128 {
+    let now = std::time::SystemTime::now();
+    let since = now.duration_since(std::time::UNIX_EPOCH);
+    since.unwrap().as_millis()
 }

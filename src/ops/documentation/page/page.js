@@ -26,10 +26,27 @@ const addCredentials = (system, request) => {
   }
 };
 
-// What stands for the rest of a path has slashes; the gateway takes no encoded ones anywhere in a path.
-const keepSlashes = (request) => {
-  const [path, query] = request.url.split(/\?(.*)/s);
-  request.url = path.replace(/%2F/gi, "/") + (query === undefined ? "" : "?" + query);
+// Stands for a slash until the path is written: nobody's character (Unicode, private use).
+const SLASH = "\uE000";
+
+// What stands for the rest of a path has slashes. In any other parameter a slash is sent encoded, and refused.
+const KeepSlashes = () => {
+  const mark = (original) => (request) => {
+    const parameters = { ...request.parameters };
+    const described = request.operation && request.operation.get("parameters");
+    (described ? described.toJS() : []).forEach((parameter) => {
+      const name = "path." + parameter.name;
+      if (parameter.in === "path" && parameter["x-slashes"] && typeof parameters[name] === "string") {
+        parameters[name] = parameters[name].replaceAll("/", SLASH);
+      }
+    });
+    return original({ ...request, parameters });
+  };
+  return { statePlugins: { spec: { wrapActions: { executeRequest: mark } } } };
+};
+
+const writeSlashes = (request) => {
+  request.url = request.url.replaceAll(encodeURIComponent(SLASH), "/");
 };
 
 // Another caller, another document.
@@ -52,12 +69,12 @@ window.addEventListener("load", () => {
     displayRequestDuration: true,
     filter: true,
     layout: "BaseLayout",
-    plugins: [SwaggerUIBundle.plugins.DownloadUrl, FollowCaller],
+    plugins: [SwaggerUIBundle.plugins.DownloadUrl, FollowCaller, KeepSlashes],
     queryConfigEnabled: false,
     presets: [SwaggerUIBundle.presets.apis],
     requestInterceptor: (request) => {
       if (!request.loadSpec) {
-        keepSlashes(request);
+        writeSlashes(request);
       } else if (ui) {
         addCredentials(ui.getSystem(), request);
       }
