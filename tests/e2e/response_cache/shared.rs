@@ -97,6 +97,30 @@ fn what_says_it_is_fresh_for_ages_does_not_stay_in_redis_for_ever() {
 }
 
 #[test]
+fn what_another_process_puts_out_of_date_is_so_although_its_clock_is_behind() {
+    let redis = Redis::start();
+    let backend = fresh();
+    let gateway = on(&redis, &conf(&backend)).start();
+    knows_redis(&gateway);
+    get(&gateway, "/s/x");
+    stored(&gateway, &Request::get("/s/x"));
+    assert_eq!(backend.count(), 1);
+    let now = std::time::SystemTime::now();
+    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+    // There it is not yet as late as it was here when this was asked for.
+    let at = (now - Duration::from_secs(60)).as_micros() as u64;
+    let message = json!({"at": at, "prefix": {"tenant": null, "prefix": "/s/"}}).to_string();
+    wait_until("it is asked for anew", || {
+        redis.command(&["PUBLISH", "cache:purge", &message]);
+        !is_hit(&get(&gateway, "/s/x"))
+    });
+    assert_eq!(
+        text(&gateway, "/s/y"),
+        format!("answer {}", backend.count())
+    );
+}
+
+#[test]
 fn without_redis_hits_go_on_misses_do_not_wait_and_it_is_taken_up_again() {
     let mut redis = Redis::start();
     let backend = fresh();
