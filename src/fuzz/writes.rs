@@ -152,6 +152,10 @@ pub fn document(input: &[u8]) {
         depth: 6,
         values: 40,
     };
+    // By this name the plain reader reads a text in a text. Ours takes it for a name, and has no more to be compared with.
+    if memchr::memmem::find(input, b"$serde_json::private").is_some() {
+        return;
+    }
     let plain = serde_json::from_slice::<Value>(input);
     assert_eq!(json::is_well_formed(input), plain.is_ok());
     if BOUNDS.check(input).is_ok() {
