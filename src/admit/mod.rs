@@ -13,7 +13,7 @@ pub mod json;
 pub mod limits;
 pub mod lookup;
 pub mod media;
-mod nominated;
+pub mod nominated;
 
 pub mod path;
 pub mod permissions;

@@ -10,7 +10,7 @@ use pingora_proxy::Session;
 use crate::reply::Refusal;
 
 /// What policies have to read, or what says where the body ends, whatever `Connection` says.
-const NEEDED: [&str; 14] = [
+pub const NEEDED: [&str; 14] = [
     "authorization",
     "content-length",
     "content-type",
@@ -38,7 +38,7 @@ pub fn remove(session: &mut Session) -> Result<(), Refusal> {
 }
 
 /// Nothing is allocated for the usual words.
-fn of(fields: &HeaderMap) -> Result<Vec<HeaderName>, Refusal> {
+pub fn of(fields: &HeaderMap) -> Result<Vec<HeaderName>, Refusal> {
     let mut nominated = Vec::new();
     for line in fields.get_all(CONNECTION) {
         let words = line

@@ -48,8 +48,8 @@ pub struct Cut {
     /// [`AT_ONCE`], [`GENTLY`] or [`CLOSING`].
     manner: AtomicU8,
     waker: AtomicWaker,
-    /// [`FREE`], [`FINISHED`] or [`HELD`].
-    answer: AtomicU8,
+    /// [`FREE`], [`FINISHED`] or [`HELD`], and above these two bits how often it was held.
+    answer: AtomicU64,
     writer: AtomicWaker,
     /// Whether the exchange waits for its client.
     pub ahead: Ahead,
@@ -88,17 +88,28 @@ pub const TO_CLOSE: Duration = Duration::from_secs(1);
 const FIRST_LOOK: Duration = Duration::from_secs(2);
 
 /// It ends when its client is gone.
-const FREE: u8 = 0;
+const FREE: u64 = 0;
 /// It is finished, whoever takes it.
-const FINISHED: u8 = 1;
+const FINISHED: u64 = 1;
 /// It is, and nothing of it goes out at the moment.
-const HELD: u8 = 2;
+const HELD: u64 = 2;
+
+/// Bits of these.
+const STATE: u32 = 2;
 
 const NEVER: u64 = u64::MAX;
 const NONE: RawFd = -1;
 const SHUT_DOWN: RawFd = -2;
 const SHARED: RawFd = -3;
 const OVER: RawFd = -4;
+
+/// Keeps an answer back. Its going lets that out, and no later one of the same connection.
+#[derive(Debug)]
+pub struct Hold {
+    cut: Arc<Cut>,
+    held: u64,
+    then: u64,
+}
 
 /// Serves requests, and looks at the clock for them.
 pub struct Watched<'a, F> {
@@ -120,7 +131,7 @@ impl Cut {
             order: AtomicU8::new(UNWATCHED),
             manner: AtomicU8::new(AT_ONCE),
             waker: AtomicWaker::new(),
-            answer: AtomicU8::new(FREE),
+            answer: AtomicU64::new(FREE),
             writer: AtomicWaker::new(),
             ahead: Ahead::default(),
         })
@@ -281,29 +292,39 @@ impl Cut {
     /// From now on, until [`Cut::let_go`], the exchange goes on to its end although its client is gone: what cannot be
     /// written to it is as good as written.
     pub fn finish_anyway(&self) {
-        self.answer.store(FINISHED, Relaxed);
+        self.becomes(FINISHED);
     }
 
     pub fn is_finished_anyway(&self) -> bool {
-        self.answer.load(Relaxed) != FREE
+        self.state() != FREE
     }
 
-    /// The same, and from now on nothing is written until [`Cut::release`].
-    pub fn hold(&self) {
-        self.answer.store(HELD, Relaxed);
-    }
-
-    /// Another thread may say so. `to_the_end`: it is finished all the same, else it ends when its client is gone.
-    pub fn release(&self, to_the_end: bool) {
-        let then = if to_the_end { FINISHED } else { FREE };
-        // One that is over has let go before.
-        let _ = self.answer.compare_exchange(HELD, then, Relaxed, Relaxed);
-        self.writer.wake();
+    /// The same, and from now on nothing is written until what this returns is dropped, here or in another thread.
+    /// `to_the_end`: it is finished then all the same, else it ends when its client is gone.
+    pub fn hold(self: &Arc<Self>, to_the_end: bool) -> Hold {
+        let number = (self.answer.load(Relaxed) >> STATE) + 1;
+        let held = number << STATE | HELD;
+        self.answer.store(held, Relaxed);
+        Hold {
+            cut: self.clone(),
+            held,
+            then: number << STATE | if to_the_end { FINISHED } else { FREE },
+        }
     }
 
     pub fn let_go(&self) {
-        self.answer.store(FREE, Relaxed);
+        self.becomes(FREE);
         self.writer.wake();
+    }
+
+    fn state(&self) -> u64 {
+        self.answer.load(Relaxed) & ((1 << STATE) - 1)
+    }
+
+    /// Whoever held it does so no more.
+    fn becomes(&self, state: u64) {
+        let number = self.answer.load(Relaxed) >> STATE;
+        self.answer.store(number << STATE | state, Relaxed);
     }
 
     /// Whether it goes on although its client is gone. If so, this task is woken when that changes.
@@ -316,11 +337,11 @@ impl Cut {
 
     /// Pending while nothing may be written.
     pub fn poll_held(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.answer.load(Relaxed) != HELD {
+        if self.state() != HELD {
             return Poll::Ready(());
         }
         self.writer.register(cx.waker());
-        match self.answer.load(Relaxed) {
+        match self.state() {
             HELD => Poll::Pending,
             _ => Poll::Ready(()),
         }
@@ -372,6 +393,15 @@ impl Cut {
     }
 }
 
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let Self { cut, held, then } = self;
+        // Otherwise it was let go before, and may be held for another answer by now.
+        let _ = cut.answer.compare_exchange(*held, *then, Relaxed, Relaxed);
+        cut.writer.wake();
+    }
+}
+
 impl<F: Future + Unpin> Future for Watched<'_, F> {
     type Output = F::Output;
 
@@ -415,5 +445,24 @@ mod tests {
         assert_eq!(cut.next_moment(), Some(soon));
         cut.expires(Some(soon + Duration::from_micros(u64::MAX)));
         assert_eq!(cut.next_moment(), None);
+    }
+
+    #[test]
+    fn an_answer_is_let_out_by_its_own_hold_and_by_no_earlier_one() {
+        let cut = Cut::new(Instant::now());
+        let cx = Context::from_waker(std::task::Waker::noop());
+        let first = cut.hold(true);
+        assert!(cut.poll_held(&cx).is_pending());
+        // Its request is over before whoever writes it down comes back; the next one begins, and is held too.
+        cut.let_go();
+        cut.finish_anyway();
+        let second = cut.hold(true);
+        drop(first);
+        assert!(cut.poll_held(&cx).is_pending(), "it is another's");
+        drop(second);
+        assert!(cut.poll_held(&cx).is_ready() && cut.is_finished_anyway());
+        let more_comes = cut.hold(false);
+        drop(more_comes);
+        assert!(cut.poll_held(&cx).is_ready() && !cut.is_finished_anyway());
     }
 }

@@ -4,31 +4,45 @@
 //! A new parser: a property here, its line in [`TARGETS`], two lines in `fuzz/fuzz_targets/NAME.rs`, and a few inputs in
 //! `fuzz/corpus/NAME/`. A property panics where it does not hold.
 
+mod cached;
 mod callers;
 mod configuration;
 mod http;
+mod streams;
 mod venues;
+mod writes;
 
+pub use cached::{cache_control, conditional};
 pub use callers::{api_key, refresh_body, token};
 pub use configuration::{compiled, config, environment};
 pub use http::{chunks, head, path};
+pub use streams::{proxy_protocol, websocket};
 pub use venues::{form, json, segment};
+pub use writes::{batch, document, idempotency_key, nominated};
 
 pub type Property = fn(&[u8]);
 
 /// All of them by name.
-pub const TARGETS: [(&str, Property); 11] = [
+pub const TARGETS: [(&str, Property); 19] = [
     ("api_key", api_key),
+    ("batch", batch),
+    ("cache_control", cache_control),
     ("chunks", chunks),
+    ("conditional", conditional),
     ("config", config),
+    ("document", document),
     ("environment", environment),
     ("form", form),
     ("head", head),
+    ("idempotency_key", idempotency_key),
     ("json", json),
+    ("nominated", nominated),
     ("path", path),
+    ("proxy_protocol", proxy_protocol),
     ("refresh_body", refresh_body),
     ("segment", segment),
     ("token", token),
+    ("websocket", websocket),
 ];
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The old process' part: it starts the new one, gives it everything, and serves on if that does not come off.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -16,8 +16,8 @@ use tokio::sync::oneshot;
 use super::memory::Parcel;
 use super::wire::{Broken, Frame, Wire};
 use super::{
-    Clock, END, FAILED, Failed, HELLO, Hello, KNOWN, LISTENERS, MARK, Memory, PROTOCOL, READY,
-    Ready, SERVING,
+    Clock, END, FAILED, Failed, HELLO, Hello, KNOWN, MARK, Memory, PROTOCOL, READY, Ready, SERVING,
+    sockets,
 };
 use crate::admit::limits::Mark;
 use crate::listen::Doors;
@@ -232,12 +232,7 @@ impl Upgrades {
     }
 
     fn pass_on(&self, wire: &Wire, parcel: &Parcel, deadline: Instant) -> Result<(), Broken> {
-        let held = self.doors.held();
-        let keys: Vec<_> = held.iter().map(|(key, _)| key).collect();
-        let keys = serde_json::to_vec(&keys)
-            .map_err(|_| Broken::Garbled("its names cannot be written"))?;
-        let sockets: Vec<_> = held.iter().map(|(_, socket)| socket.as_fd()).collect();
-        wire.send_raw(LISTENERS, &keys, &sockets, deadline)?;
+        sockets::give(wire, &self.doors.held(), deadline)?;
         for (name, body) in &parcel.parts {
             wire.send_raw(name, body, &[], deadline)?;
         }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use super::memory::Taken;
 use super::wire::{Broken, Wire};
 use super::{
-    END, FAILED, Failed, HELLO, Hello, KNOWN, LISTENERS, MARK, Memory, PROTOCOL, READY, Ready,
-    SERVING,
+    END, FAILED, Failed, HELLO, Hello, KNOWN, MARK, Memory, PROTOCOL, READY, Ready, SERVING,
+    sockets,
 };
 use crate::admit::idempotency::IN_MEMORY;
 use crate::listen::{Doors, Key};
@@ -124,15 +124,8 @@ impl Heir {
             |e: Broken| format!("the process that started this one has not handed over: {e}");
         wire.send(READY, &Ready { wants_revocations }, deadline)
             .map_err(gone)?;
-        let frame = wire.receive(deadline, &|| true).map_err(gone)?;
-        if frame.name != LISTENERS {
-            return Err(gone(Broken::Garbled("it says what it should not")));
-        }
-        let keys: Vec<Key> = frame.parse().map_err(gone)?;
-        if keys.len() != frame.sockets.len() {
-            return Err(gone(Broken::Garbled("some of its sockets are missing")));
-        }
-        succession.doors.give(keys.into_iter().zip(frame.sockets));
+        let given = sockets::take(wire, deadline).map_err(gone)?;
+        succession.doors.give(given.into_iter());
         // From here on there is no way back: should the old process be gone, nobody else would serve.
         let mut taken = Taken::default();
         loop {

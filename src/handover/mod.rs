@@ -7,7 +7,7 @@
 //! | | compiles its configuration, binds what the old one does not have, looks at the pools, reads what is revoked |
 //! | | `ready`, or `failed` and why |
 //! | stops accepting: who comes now waits in the sockets' queues | |
-//! | `listeners` with the sockets, what it remembers in parts, `end` | |
+//! | `listeners` with the sockets (`more-listeners` before, where there are many), what it remembers in parts, `end` | |
 //! | | takes over, listens: `serving` |
 //! | `known`: it does not end the new one any more | |
 //! | | says to the service manager that it is the main one |
@@ -22,6 +22,7 @@ mod giver;
 mod heir;
 mod memory;
 mod seeds;
+mod sockets;
 mod wire;
 
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,8 @@ const HELLO: &str = "hello";
 const READY: &str = "ready";
 const FAILED: &str = "failed";
 const LISTENERS: &str = "listeners";
+/// Before `listeners`, where one frame does not hold all.
+const MORE_LISTENERS: &str = "more-listeners";
 const END: &str = "end";
 const SERVING: &str = "serving";
 const KNOWN: &str = "known";

@@ -51,8 +51,7 @@ const LONGEST_NAME: usize = 32;
 /// Of one frame.
 pub const LONGEST_BODY: usize = 64 << 20;
 
-/// Sockets beside one frame: as many as the kernel passes on (SCM_MAX_FD). Listeners that an upgrade adds come beside those
-/// that keep the sockets which they were given, so this is more than one configuration comes to.
+/// Sockets beside one frame: as many as the kernel passes on (SCM_MAX_FD).
 pub const MOST_SOCKETS: usize = 253;
 
 /// Between two looks at the clock, and whether the answer is still wanted.

@@ -9,7 +9,7 @@ mod caps;
 mod config;
 mod doors;
 mod entrance;
-mod proxy_protocol;
+pub mod proxy_protocol;
 mod queues;
 mod socket;
 pub mod tls;

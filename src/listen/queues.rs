@@ -15,7 +15,7 @@ use super::address::bind_inet;
 /// Of one address.
 pub const MOST: usize = 16;
 
-/// Of all addresses: they are handed over at once.
+/// Of all addresses that are bound at once: each has an accept loop of its own.
 const MOST_IN_ALL: usize = 112;
 
 /// For each of so many addresses.

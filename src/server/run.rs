@@ -243,14 +243,17 @@ impl BackgroundService for Begin {
         let Some(heir) = self.heir.clone() else {
             return ready();
         };
+        let teller = heir.clone();
+        let told = tokio::task::spawn_blocking(move || {
+            // Until it knows, the old one may still end this one, which must not be the main one then.
+            teller.serves();
+            ready();
+        });
+        let _ = told.await; // it does not panic
+        self.keep_running_writes().await;
         let succession = self.succession();
         // Until the old process has ended.
-        tokio::task::spawn_blocking(move || {
-            // Until it knows, the old one may still end this one, which must not be the main one then.
-            heir.serves();
-            ready();
-            heir.hear_out(&succession);
-        });
+        tokio::task::spawn_blocking(move || heir.hear_out(&succession));
     }
 }
 
@@ -295,6 +298,15 @@ impl Begin {
         }
         log::error!("upgrade: {why}");
         Ok(())
+    }
+
+    /// The same of those that the old process is at, which begins no more.
+    async fn keep_running_writes(&self) {
+        if let Err(NotCarried(why)) = self.memory.ledger.settle_elsewhere().await {
+            log::error!(
+                "upgrade: the writes that still run are known to this process alone: {why}"
+            );
+        }
     }
 
     fn succession(&self) -> Succession {

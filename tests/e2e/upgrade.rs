@@ -544,6 +544,43 @@ while :; do sleep 0.1; done
 }
 
 #[test]
+fn more_sockets_than_one_message_holds_are_handed_over() {
+    let (backend, runtime) = (Upstream::start(), Runtime::new());
+    let path = runtime.path().join("last.sock");
+    // Those that there were keep their queues, and what is added comes beside them.
+    let with = |count: usize| {
+        let at_any_port = "{ address: '127.0.0.1:0' }, ".repeat(count - 1);
+        let last = format!("{{ address: 'unix:{}' }}", path.display());
+        yaml(
+            &backend,
+            &format!("server: {{ listeners: [{at_any_port}{last}] }}"),
+        )
+    };
+    let gateway = runtime.of(Gateway::with(&with(6))).start();
+    wait_until("it can be asked", || runtime.control().exists());
+    for (upgrade, count) in [(1, 55), (2, 126), (3, 126), (4, 126)] {
+        gateway.rewrite_conf(&with(count));
+        let done = runtime.upgrade();
+        assert_eq!((done.code, &*done.stderr), (0, ""));
+        let pid = gateway.successor(upgrade);
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .count();
+        assert!(
+            upgrade < 3 || descriptors > 253,
+            "{descriptors} descriptors"
+        );
+        assert_eq!(get(&gateway).status, 200);
+        let mut last = UnixStream::connect(&path).unwrap();
+        let request = Request::get("/s/x").header("Connection", "close");
+        last.write_all(&request.bytes()).unwrap();
+        let mut answer = String::new();
+        last.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+}
+
+#[test]
 fn a_listener_that_is_new_is_bound_and_one_that_is_not_wanted_any_more_closed() {
     let (backend, runtime) = (Upstream::start(), Runtime::new());
     let at = |addr: &str| yaml(&backend, &format!("ops: {{ listen: '{addr}' }}"));

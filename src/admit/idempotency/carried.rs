@@ -17,8 +17,10 @@ use super::key::{Name, Owner};
 use super::ledger::{Ledger, Store};
 use super::{lease, record};
 use crate::handover::Clock;
+use crate::state::Redis;
 
 /// One write, for the next process.
+#[derive(Clone)]
 pub struct Carried {
     pub name: Name,
     pub owner: Owner,
@@ -119,7 +121,10 @@ impl Ledger {
             let write = write.read()?;
             match &self.store {
                 Store::Memory { memory, .. } => memory.lock().take_over(write)?,
-                Store::Redis { kept, .. } if write.run.is_some() => {
+                Store::Redis {
+                    kept, elsewhere, ..
+                } if write.run.is_some() => {
+                    elsewhere.lock().remove(&write.name);
                     if let Some((command, life)) = write.command(&Clock::now()) {
                         kept.keep(command, Duration::ZERO, life);
                     }
@@ -133,33 +138,58 @@ impl Ledger {
         Ok(count)
     }
 
-    /// Puts into Redis what a process without it has handed over.
+    /// Puts into Redis what has ended in the process without it that hands over. That stays true whatever comes of the
+    /// upgrade; what runs there stays with this process until [`Ledger::settle_elsewhere`].
     ///
     /// # Errors
     /// When Redis does not take all of it in time.
     pub async fn settle_carried(&self) -> Result<(), NotCarried> {
-        let Store::Redis { redis, carried, .. } = &self.store else {
+        let Store::Redis {
+            redis,
+            carried,
+            elsewhere,
+            ..
+        } = &self.store
+        else {
             return Ok(());
         };
-        let (writes, clock) = (std::mem::take(&mut *carried.lock()), Clock::now());
-        let commands = writes.iter().filter_map(|write| write.command(&clock));
-        let mut left: Vec<_> = commands.map(|(command, _)| command).collect();
-        let put = async {
-            loop {
-                let tried = stream::iter(left).map(|command| async {
-                    let is_there = redis.run::<redis::Value>(&command).await.is_ok();
-                    (!is_there).then_some(command)
-                });
-                let tried = tried.buffer_unordered(AT_ONCE);
-                left = tried.filter_map(async |left| left).collect().await;
-                if left.is_empty() {
-                    return;
-                }
-                tokio::time::sleep(AGAIN).await;
-            }
+        let writes = std::mem::take(&mut *carried.lock());
+        let is_running = |write: &Carried| record::is_running(&write.record);
+        let (running, ended): (Vec<_>, Vec<_>) = writes.into_iter().partition(is_running);
+        elsewhere
+            .lock()
+            .extend(running.into_iter().map(|write| (write.name, write)));
+        put(redis, &ended).await
+    }
+
+    /// The process that has handed over begins no more, and will not again: what runs there is said to Redis, so that its
+    /// end is told to all who ask there. Its end is not to be taken over before this has returned.
+    ///
+    /// # Errors
+    /// When Redis does not take all of it in time: then it is known here, and nowhere else.
+    pub async fn settle_elsewhere(&self) -> Result<(), NotCarried> {
+        let Store::Redis {
+            redis, elsewhere, ..
+        } = &self.store
+        else {
+            return Ok(());
         };
-        let put = timeout(TO_CARRY, put).await;
-        put.map_err(|_| NotCarried("redis does not take them"))
+        let running: Vec<Carried> = elsewhere.lock().values().cloned().collect();
+        put(redis, &running).await?;
+        elsewhere.lock().clear();
+        Ok(())
+    }
+
+    /// The time, and the record of a write that runs in the process which has handed it over.
+    pub(super) fn elsewhere(&self, name: &Name) -> Option<(i64, Bytes)> {
+        let Store::Redis { elsewhere, .. } = &self.store else {
+            return None;
+        };
+        let elsewhere = elsewhere.lock();
+        let write = elsewhere.get(name)?;
+        let clock = Clock::now();
+        let now = clock.millis(clock.here());
+        (write.until > now).then(|| (now, write.record.clone()))
     }
 
     /// Another process decides by another store. Until [`Ledger::open`] this one refuses.
@@ -170,6 +200,29 @@ impl Ledger {
     pub fn open(&self) {
         self.is_closed.store(false, Relaxed);
     }
+}
+
+/// # Errors
+/// When Redis does not take all of these in time.
+async fn put(redis: &Redis, writes: &[Carried]) -> Result<(), NotCarried> {
+    let clock = Clock::now();
+    let commands = writes.iter().filter_map(|write| write.command(&clock));
+    let mut left: Vec<_> = commands.map(|(command, _)| command).collect();
+    let put = async {
+        while !left.is_empty() {
+            let tried = stream::iter(std::mem::take(&mut left)).map(|command| async {
+                let is_there = redis.run::<redis::Value>(&command).await.is_ok();
+                (!is_there).then_some(command)
+            });
+            let tried = tried.buffer_unordered(AT_ONCE);
+            left = tried.filter_map(async |left| left).collect().await;
+            if !left.is_empty() {
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    };
+    let put = timeout(TO_CARRY, put).await;
+    put.map_err(|_| NotCarried("redis does not take them"))
 }
 
 fn pages(writes: Vec<Carried>) -> Vec<Vec<CarriedWrite>> {

@@ -70,6 +70,11 @@ impl Key {
         key.map(|key| Some(Self(key))).ok_or(NO_KEY)
     }
 
+    #[cfg(any(fuzzing, test))]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     pub fn name(&self, caller: &Caller, target: &Target<'_>) -> Name {
         let [tenant, source, id] = who(caller);
         Name(digest(&[

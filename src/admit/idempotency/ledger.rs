@@ -35,6 +35,8 @@ pub(super) enum Store {
         kept: Arc<Kept>,
         /// What a process without Redis has handed over, until it is there.
         carried: Mutex<Vec<Carried>>,
+        /// The runs among it that go on there: here they are known at once, in Redis once nothing calls them back.
+        elsewhere: Mutex<HashMap<Name, Carried, ahash::RandomState>>,
     },
     Memory {
         memory: Mutex<Memory>,
@@ -89,6 +91,7 @@ impl Ledger {
                     kept: Arc::new(Kept::new(redis.clone(), MOST_KEPT)),
                     redis,
                     carried: Mutex::default(),
+                    elsewhere: Mutex::default(),
                 },
                 None => Store::Memory {
                     memory: Mutex::new(Memory::new(MEMORY)),
@@ -124,9 +127,12 @@ impl Ledger {
             });
         }
         let asked = Asked::new(keyed, life).ok_or(Away)?;
-        let (now, record) = match &self.store {
-            Store::Redis { redis, kept, .. } => asked.claim_in(redis, kept, left + GRACE).await?,
-            Store::Memory { memory, .. } => asked.claim_here(memory, left + GRACE)?,
+        let (now, record) = match (self.elsewhere(name), &self.store) {
+            (Some(known), _) => known,
+            (None, Store::Redis { redis, kept, .. }) => {
+                asked.claim_in(redis, kept, left + GRACE).await?
+            }
+            (None, Store::Memory { memory, .. }) => asked.claim_here(memory, left + GRACE)?,
         };
         if record.is_empty() {
             let (tell, end) = watch::channel(());

@@ -2,8 +2,8 @@
 //! byte goes to the client.
 //!
 //! Pingora passes an answer on piece by piece, through filters that cannot wait, and gives it up when its client is gone. So
-//! the pieces are held back here until the last has come; the connection lets that one out only when [`Cut::release`] is said,
-//! and takes a client that is gone for one that reads ([`Cut::finish_anyway`]).
+//! the pieces are held back here until the last has come; the connection lets that one out only when what [`Cut::hold`] gave
+//! is dropped, and takes a client that is gone for one that reads ([`Cut::finish_anyway`]).
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -33,13 +33,6 @@ pub struct Run {
 
 /// Where the log has it.
 const LOG: &str = "api_gateway::admit::idempotency";
-
-/// Lets the last byte out, also when what it waits for comes to nothing.
-struct Held {
-    cut: Arc<Cut>,
-    /// Which is the client's alone.
-    more_comes: bool,
-}
 
 impl Run {
     pub fn begin(lease: Lease, largest: usize, cut: Arc<Cut>) -> Self {
@@ -136,11 +129,8 @@ impl Run {
         } else {
             Outcome::Unkept(answer.status)
         };
-        self.cut.hold();
-        let held = Held {
-            cut: self.cut.clone(),
-            more_comes,
-        };
+        // What is still to come is the client's alone.
+        let held = self.cut.hold(!more_comes);
         tokio::spawn(async move {
             conclude(lease, outcome).await;
             drop(held);
@@ -218,13 +208,6 @@ fn has_no_body(status: StatusCode) -> bool {
         status,
         StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED
     )
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let Self { cut, more_comes } = self;
-        cut.release(!*more_comes);
-    }
 }
 
 #[cfg(test)]

@@ -144,8 +144,8 @@ impl ValidationConfig {
     pub fn stand_in(&mut self, folder: Option<&Arc<Path>>) {
         let (named, others) = self.rules();
         let all = named.into_iter().map(|(_, rules)| rules).chain([others]);
-        for file in all.flatten().flat_map(RulesConfig::files).flatten() {
-            file.stand_in(folder.cloned());
+        for rules in all.flatten() {
+            rules.stand_in(folder);
         }
     }
 
@@ -212,17 +212,18 @@ const HEAD: usize = 1;
 // === impl RulesConfig ===
 
 impl RulesConfig {
-    fn files(&mut self) -> [&mut Option<FileName>; 5] {
-        let Self {
-            body,
-            body_optional: _,
-            query,
-            path,
-            headers,
-            openapi,
-            operation: _,
-        } = self;
-        [body, query, path, headers, openapi]
+    /// A file that is left out here is not found.
+    fn stand_in(&mut self, folder: Option<&Arc<Path>>) {
+        let files = [
+            &mut self.body,
+            &mut self.query,
+            &mut self.path,
+            &mut self.headers,
+            &mut self.openapi,
+        ];
+        for file in files.into_iter().flatten() {
+            file.stand_in(folder.cloned());
+        }
     }
 
     fn compile(

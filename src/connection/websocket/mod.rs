@@ -4,7 +4,7 @@
 //! followed: so a frame that is none, or is too large, does not pass; and when the connection has to end, both sides are
 //! told so by a Close of their own between two frames, and get a moment to answer it (RFC 6455, section 7).
 
-mod frames;
+pub mod frames;
 mod relay;
 
 use std::sync::atomic::{

@@ -2,7 +2,7 @@
 //! address of the client that sent the batch, as if it had come by itself; nothing is granted to a batch that its calls
 //! would not get, and nothing counts less.
 
-mod request;
+pub mod request;
 mod results;
 
 use std::sync::Arc;

@@ -13,6 +13,7 @@ pub struct CacheMetrics {
     pub bytes: IntGauge,
     pub evictions: IntCounter,
     pub purges: IntCounter,
+    pub over_budget: IntCounter,
 }
 
 /// The values of the label `result`.
@@ -42,6 +43,13 @@ impl CacheMetrics {
             purges: registered(
                 registry,
                 IntCounter::new("cache_purges_total", "Orders to forget answers")?,
+            )?,
+            over_budget: registered(
+                registry,
+                IntCounter::new(
+                    "cache_fills_over_budget_total",
+                    "Answers that were passed on and not kept, for too much was on its way at once",
+                )?,
             )?,
         })
     }

@@ -46,6 +46,14 @@ use directives::Asked;
 use entry::Entry;
 use wanted::Wanted;
 
+/// What decides, for who tries it on whatever bytes come.
+#[cfg(any(fuzzing, test))]
+pub mod parts {
+    pub use super::conditional::{Part, is_not_modified, part};
+    pub use super::directives::{Answered, Asked};
+    pub use super::freshness::Exchange;
+}
+
 /// The cache, for the policies in force.
 pub struct Caching {
     pub store: Arc<Store>,

@@ -2,12 +2,14 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, PRAGMA, TRANSFER_ENCODING};
 use http::{HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 use pingora_proxy::Session;
+use pingora_timeout::timeout;
 
 use super::conditional::{self, Part};
 use super::directives::Asked;
@@ -37,17 +39,22 @@ impl Gateway {
         // A body on HTTP/2 needs no field that says so.
         let is_http2 = session.req_header().version == Version::HTTP_2;
         let has_body = is_http2 && !session.as_mut().is_body_empty();
-        let Some(entry) = self.look_up(session, has_body, ctx) else {
-            let is_wanted_at_once = ctx
-                .cached
-                .as_ref()
-                .is_some_and(|cached| cached.asked.only_if_cached);
+        let found = match self.look_up(session, has_body, ctx) {
+            Some(found) => Some(found),
+            // Boxed: few ask so.
+            None if wants_what_is_kept(ctx).is_some() => {
+                let kept = Box::pin(elsewhere(ctx)).await;
+                kept.map(|entry| (entry, None))
+            }
+            None => None,
+        };
+        let Some((entry, detail)) = found else {
+            let is_wanted_at_once = wants_what_is_kept(ctx).is_some();
             if is_wanted_at_once {
                 reply::refuse(session, ctx, &Refusal::NotCached).await?;
             }
             return Ok(is_wanted_at_once);
         };
-        let (entry, detail) = entry;
         answer(session, ctx, &entry, detail).await?;
         Ok(true)
     }
@@ -104,6 +111,27 @@ impl Gateway {
         }
         Some((entry, Some("stale-while-revalidate")))
     }
+}
+
+/// What the cache has to do with a request that takes what is kept and nothing else.
+fn wants_what_is_kept(ctx: &Ctx) -> Option<&Cached> {
+    let cached = ctx.cached.as_deref();
+    cached.filter(|cached| cached.asked.only_if_cached)
+}
+
+/// What is kept in Redis for such a request, which does not come to Pingora's cache: that would ask the backend.
+async fn elsewhere(ctx: &mut Ctx) -> Option<Arc<Entry>> {
+    let cached = wants_what_is_kept(ctx)?;
+    let wanted = cached.wanted.as_ref()?;
+    let deadline = ctx.deadline?;
+    let found = timeout(deadline.left(Instant::now())?, wanted.find_elsewhere());
+    let entry = found.await.ok().flatten()?;
+    let is_good = suits(&entry, &cached.asked, unix_millis());
+    // It goes on as a hit of memory does.
+    is_good.then(|| {
+        ctx.cached = None;
+        entry
+    })
 }
 
 /// With why it is given, where it is not fresh.

@@ -249,7 +249,10 @@ impl HandleMiss for Fill {
 fn hold(wanted: &Wanted, octets: usize) -> Result<()> {
     match wanted.hold(octets) {
         true => Ok(()),
-        false => Error::e_explain(ErrorType::InternalError, "too much is being kept at once"),
+        false => {
+            wanted.store.metrics.over_budget.inc();
+            Error::e_explain(ErrorType::InternalError, "too much is being kept at once")
+        }
     }
 }
 

@@ -1,11 +1,13 @@
 //! What is out of date in one process is so in all: it is written down in Redis, where processes read it that come later or
 //! were away, and told to those who listen.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use serde::{Deserialize, Serialize};
@@ -22,9 +24,13 @@ pub struct Told {
     health: Arc<RedisHealth>,
     /// What stands in Redis was read since the connection was last lost.
     is_read: AtomicBool,
+    /// How often that was lost.
+    lost: AtomicU64,
     /// What others say is heard.
     hears: AtomicBool,
     read: Notify,
+    /// When this process said something, the latest last: it hears that, too.
+    said: Mutex<VecDeque<u64>>,
 }
 
 /// What was said to be out of date, and when; microseconds since 1970.
@@ -63,6 +69,9 @@ const MOST: usize = 1 << 18;
 /// Between two tries to read it.
 const AGAIN: Duration = Duration::from_millis(100);
 
+/// What was said so many times ago has come back long since; otherwise it costs a fetch.
+const MOST_SAID: usize = 1024;
+
 /// Longest message that is listened to.
 const LONGEST: usize = 64 << 10;
 
@@ -78,8 +87,10 @@ impl Told {
             kept,
             health,
             is_read: AtomicBool::new(false),
+            lost: AtomicU64::new(0),
             hears: AtomicBool::new(false),
             read: Notify::new(),
+            said: Mutex::default(),
         }
     }
 
@@ -90,6 +101,7 @@ impl Told {
 
     /// Tells the other processes, now or when Redis is back.
     pub fn tell(self: &Arc<Self>, message: Message) {
+        self.note_said(message.at);
         let Ok(text) = serde_json::to_vec(&message) else {
             return;
         };
@@ -115,6 +127,20 @@ impl Told {
             kept.write(expire, LIFE).await;
             kept.write(publish, LIFE).await;
         });
+    }
+}
+
+impl Told {
+    fn note_said(&self, at: u64) {
+        let mut said = self.said.lock();
+        if said.len() >= MOST_SAID {
+            said.pop_front();
+        }
+        said.push_back(at);
+    }
+
+    fn has_said(&self, at: u64) -> bool {
+        self.said.lock().contains(&at)
     }
 }
 
@@ -161,6 +187,7 @@ impl Remembers for Listens {
     fn forget(&self, _: &[u8]) {}
 
     fn forget_all(&self) {
+        self.told.lost.fetch_add(1, SeqCst);
         self.told.is_read.store(false, SeqCst);
         self.told.read.notify_one();
     }
@@ -171,9 +198,14 @@ impl Remembers for Listens {
 
     fn purge(&self, message: &[u8]) {
         let message = Some(message).filter(|message| message.len() <= LONGEST);
-        if let Some(message) = message.and_then(|message| serde_json::from_slice(message).ok()) {
-            self.hear(message);
-        }
+        let message = message.and_then(|message| serde_json::from_slice::<Message>(message).ok());
+        // What was said here holds since then.
+        let Some(mut message) = message.filter(|message| !self.told.has_said(message.at)) else {
+            return;
+        };
+        // The clock there may be behind: nothing that was asked for here before now shows what was changed there.
+        message.at = message.at.max(self.store.invalid.now());
+        self.hear(message);
     }
 }
 
@@ -183,10 +215,15 @@ impl BackgroundService for CatchUp {
         let Self(listens) = self;
         loop {
             listens.told.read.notified().await;
+            let before = listens.told.lost.load(SeqCst);
             while !listens.read().await {
                 tokio::time::sleep(AGAIN).await;
             }
             listens.told.is_read.store(true, SeqCst);
+            // What was said since then is read anew: this loop was told.
+            if listens.told.lost.load(SeqCst) != before {
+                listens.told.is_read.store(false, SeqCst);
+            }
         }
     }
 }

@@ -82,7 +82,7 @@ impl Wanted {
     }
 
     /// In Redis, from where it comes into this process.
-    async fn find_elsewhere(&self) -> Option<Arc<Entry>> {
+    pub async fn find_elsewhere(&self) -> Option<Arc<Entry>> {
         let tier = self.store.tier.as_ref()?;
         let entry = tier
             .recall(&self.keys(), self.has_credentials, &self.request)

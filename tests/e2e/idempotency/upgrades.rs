@@ -139,6 +139,63 @@ fn a_redis_that_does_not_take_what_ran_leaves_the_old_process_serving() {
 }
 
 #[test]
+fn an_upgrade_that_fails_half_way_leaves_no_run_in_redis_that_nobody_ends() {
+    let redis = Redis::start();
+    let lived = Lived::begin("{}");
+    let Lived {
+        backend,
+        runtime,
+        gateway,
+        ..
+    } = &lived;
+    // More than Redis will have room for, beside what is small.
+    let large = "x".repeat(200 << 10);
+    backend.set(move |_| Reply::status(201).body(large.clone()));
+    for number in 0..8 {
+        let ran = pay("u1", &format!("large-{number}")).send_to(gateway.addr());
+        assert_eq!(ran.status, 201, "{}", ran.text());
+    }
+    numbered(backend);
+    backend.hold();
+    let mut running = Client::to(gateway.addr()).connect();
+    running.send(&pay("u1", "k1").bytes());
+    backend.wait_requests(9);
+    let room = used_memory(&redis) + (1000 << 10);
+    redis.command(&["CONFIG", "SET", "maxmemory", &room.to_string()]);
+    gateway.rewrite_conf(&lived.conf.clone().top("redis", &at(&redis)).yaml());
+    let failed = runtime.upgrade();
+    assert!(
+        failed.stderr.contains("redis does not take them"),
+        "{}",
+        failed.stderr
+    );
+    let keys = redis.command(&["KEYS", "idem:*"]);
+    assert!(!keys.is_empty(), "some of it went in");
+    for key in keys.split_whitespace() {
+        let word = redis.command(&["GETRANGE", key, "0", "6"]);
+        assert_ne!(word, "running", "{key}");
+    }
+    redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    backend.release();
+    let answer = running.read_response();
+    assert_eq!(answer.status, 201);
+    assert_eq!(runtime.upgrade().code, 0);
+    let again = pay("u1", "k1").send_to(gateway.addr());
+    assert!(is_replay(&again), "{} {}", again.status, again.text());
+    assert_eq!(again.body, answer.body);
+    assert_eq!(backend.count(), 9);
+    lived.ends();
+}
+
+/// In bytes.
+fn used_memory(redis: &Redis) -> usize {
+    let info = redis.command(&["INFO", "memory"]);
+    let used = info.split_once("used_memory:").expect("it says so").1;
+    let used = used.split_whitespace().next().unwrap_or_default();
+    used.parse().expect("a number")
+}
+
+#[test]
 fn while_the_old_process_asks_another_store_the_new_one_begins_no_write_with_a_key() {
     let (one, other) = (Redis::start(), Redis::start());
     for then in [at(&other), "{}".to_owned()] {

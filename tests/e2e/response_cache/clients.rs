@@ -1,7 +1,7 @@
 //! Who is answered from what is kept, by what protocol and with what in their hands: HTTP/2, certificates.
 
 use super::{conf, fresh, get, is_hit, stored};
-use crate::support::http2::{Answer, Http2, Http2Upstream, Play, run};
+use crate::support::http2::{Answer, Http2, Http2Upstream, Play, run, whole};
 use crate::support::prelude::*;
 use bytes::Bytes;
 
@@ -102,6 +102,37 @@ fn what_http2_has_brought_is_kept_for_http1_and_trailers_are_not() {
     let hit = as_http2_asks(&gateway).send_to(gateway.addr());
     assert!(is_hit(&hit));
     assert_eq!(hit.text(), "0123456789");
+    assert_eq!(backend.seen().len(), 1);
+}
+
+#[test]
+fn trailers_come_behind_what_was_kept_for_a_client_that_takes_nothing() {
+    const LENGTH: usize = 100 << 10;
+    let backend = Http2Upstream::start(|_| Play::Answer {
+        status: 200,
+        headers: vec![("cache-control", "max-age=60".to_owned())],
+        pieces: vec![(Duration::ZERO, Bytes::from(vec![b'x'; LENGTH]))],
+        trailers: vec![("x-digest", "of-all".to_owned())],
+    });
+    let gateway = Conf::of(&[backend.url()])
+        .top("cache", "{ memory: 64MiB }")
+        .service("http2", "true")
+        .route("cache", "{}")
+        .start();
+    run(async {
+        let mut narrow = h2::client::Builder::new();
+        narrow.initial_window_size(1000);
+        let (client, _task) = Http2::connect_with(gateway.addr(), &narrow).await;
+        let request = client.request("GET", "/s/x").header("te", "trailers");
+        let (answer, _) = client.begin(request, true).await;
+        let answer = answer.await.expect("a head");
+        // The fetch is over, and most of it waits for its client.
+        stored(&gateway, &as_http2_asks(&gateway));
+        let answer = whole(answer).await.expect("the rest");
+        assert_eq!((answer.status, answer.body.len()), (200, LENGTH));
+        let trailer = answer.trailers.as_ref().and_then(|all| all.get("x-digest"));
+        assert_eq!(trailer.map(|value| value.as_bytes()), Some(&b"of-all"[..]));
+    });
     assert_eq!(backend.seen().len(), 1);
 }
 

@@ -147,6 +147,10 @@ fn what_clients_do_not_take_is_held_for_a_few_of_them_and_no_more() {
     let grown = gateway.memory_kb().saturating_sub(before) >> 10;
     println!("measured: {grown} MiB for {CLIENTS} clients that take nothing of 8 MiB each");
     assert!(grown < 64, "{grown} MiB");
+    let declined = gateway.metric("cache_fills_over_budget_total");
+    assert!(declined >= (CLIENTS / 2) as f64, "{declined} are not kept");
+    let said = gateway.raw_output();
+    assert!(!said.contains("too much is being kept"), "{said}");
     drop(lazy);
     // What they had is free again.
     let again = within(Duration::from_secs(10), || {

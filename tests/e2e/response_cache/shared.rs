@@ -51,6 +51,39 @@ fn what_one_process_has_fetched_another_serves() {
 }
 
 #[test]
+fn who_wants_only_what_is_kept_is_given_what_another_process_keeps() {
+    let redis = Redis::start();
+    let backend = fresh();
+    let [a, b] = pair(&redis, &backend);
+    let only = |path: &str, more: &str| {
+        let asked = format!("only-if-cached{more}");
+        Request::get(path).header("Cache-Control", &asked)
+    };
+    text(&a, "/s/x");
+    wait_until("it is in Redis", || !cached_keys(&redis).is_empty());
+    assert_eq!(only("/s/other", "").send_to(b.addr()).status, 504);
+    let too_old = only("/s/x", ", min-fresh=600").send_to(b.addr());
+    assert_eq!(too_old.status, 504, "{}", too_old.text());
+    drop(b);
+    let conf = conf(&backend);
+    let c = on(&redis, &conf).start();
+    knows_redis(&c);
+    let kept = within(LIMIT * 10, || {
+        let kept = only("/s/x", "").send_to(c.addr());
+        (kept.status == 200).then_some(kept)
+    });
+    let kept = kept.expect("it is asked for in Redis, too");
+    assert!(is_hit(&kept), "{:?}", kept.headers_named("cache-status"));
+    assert_eq!(kept.text(), "answer 1");
+    redis.freeze();
+    let began = Instant::now();
+    assert_eq!(only("/s/y", "").send_to(c.addr()).status, 504);
+    assert!(began.elapsed() < LIMIT, "{:?}", began.elapsed());
+    redis.thaw();
+    assert_eq!(backend.count(), 1, "it is never asked");
+}
+
+#[test]
 fn what_says_it_is_fresh_for_ages_does_not_stay_in_redis_for_ever() {
     let redis = Redis::start();
     let backend = super::saying("max-age=99999999999");
@@ -61,6 +94,30 @@ fn what_says_it_is_fresh_for_ages_does_not_stay_in_redis_for_ever() {
         let left: i64 = redis.command(&["TTL", &key]).parse().unwrap();
         assert!(left > 0, "{key} has no end");
     }
+}
+
+#[test]
+fn what_another_process_puts_out_of_date_is_so_although_its_clock_is_behind() {
+    let redis = Redis::start();
+    let backend = fresh();
+    let gateway = on(&redis, &conf(&backend)).start();
+    knows_redis(&gateway);
+    get(&gateway, "/s/x");
+    stored(&gateway, &Request::get("/s/x"));
+    assert_eq!(backend.count(), 1);
+    let now = std::time::SystemTime::now();
+    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+    // There it is not yet as late as it was here when this was asked for.
+    let at = (now - Duration::from_secs(60)).as_micros() as u64;
+    let message = json!({"at": at, "prefix": {"tenant": null, "prefix": "/s/"}}).to_string();
+    wait_until("it is asked for anew", || {
+        redis.command(&["PUBLISH", "cache:purge", &message]);
+        !is_hit(&get(&gateway, "/s/x"))
+    });
+    assert_eq!(
+        text(&gateway, "/s/y"),
+        format!("answer {}", backend.count())
+    );
 }
 
 #[test]
