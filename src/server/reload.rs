@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io};
 
-use once_cell::sync::OnceCell;
 use pingora::server::ShutdownWatch;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
@@ -84,7 +83,7 @@ pub struct Reloading {
     notify: Notify,
     tls: Option<Arc<Tls>>,
     running: Running,
-    spare: OnceCell<Spare>,
+    spare: Option<Spare>,
 }
 
 /// What may come into force.
@@ -151,7 +150,7 @@ impl Reloading {
             notify,
             tls,
             running: Running::default(),
-            spare: OnceCell::new(),
+            spare: None,
         };
         (Reload(asker), reloading)
     }
@@ -206,8 +205,8 @@ impl Reloading {
         policies.first_look(&before, LIMIT).await;
         self.may_reload()?;
         let reloaded = self.put_in_force(new, &before);
-        if let Ok(spare) = self.spare() {
-            tokio::spawn(let_go(before, spare.clone()));
+        if let Ok(spare) = self.spare().await {
+            tokio::spawn(let_go(before, spare));
         }
         Ok(reloaded)
     }
@@ -222,7 +221,7 @@ impl Reloading {
     }
 
     /// Away from what keeps everything else up to date: it takes a while, and reads files.
-    async fn compile(&self, before: &Arc<Policies>) -> Result<New, Problems> {
+    async fn compile(&mut self, before: &Arc<Policies>) -> Result<New, Problems> {
         let (origin, process) = (self.origin.clone(), self.process.clone());
         let (before, running) = (before.clone(), self.tree.clone());
         let compile = move || {
@@ -235,7 +234,7 @@ impl Reloading {
             compiled.tree = diff.in_force(&running, compiled.tree);
             Ok(New { compiled, diff })
         };
-        let compiled = match self.spare() {
+        let compiled = match self.spare().await {
             Ok(spare) => spare.run(compile).await,
             Err(e) => Err(e),
         };
@@ -247,8 +246,13 @@ impl Reloading {
     }
 
     /// From the first reload on.
-    fn spare(&self) -> io::Result<&Spare> {
-        self.spare.get_or_try_init(Spare::start)
+    async fn spare(&mut self) -> io::Result<Spare> {
+        if let Some(spare) = &self.spare {
+            return Ok(spare.clone());
+        }
+        let started = tokio::task::spawn_blocking(Spare::start).await;
+        let spare = started.map_err(io::Error::other)??;
+        Ok(self.spare.insert(spare).clone())
     }
 
     /// The one moment at which something changes. What else belongs to a snapshot, as certificates do, is swapped here.

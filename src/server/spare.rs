@@ -36,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 // === impl Spare ===
 
 impl Spare {
+    /// Blocks for a moment.
+    ///
     /// # Errors
     /// When the system has no thread left.
     pub fn start() -> io::Result<Self> {
@@ -72,16 +74,16 @@ impl Spare {
         // Who waited may have gone.
         let work = Box::new(move || drop(done.send(work())));
         self.works.send(work).map_err(|_| panicked())?;
-        let result = match tokio::time::timeout(PATIENCE, &mut result).await {
-            Ok(result) => result,
-            Err(_) => {
-                if self.may_lift {
-                    let _ = set(self.thread.as_pthread_t(), Other, nice(ZERO));
-                }
-                result.await
+        loop {
+            if let Ok(result) = tokio::time::timeout(PATIENCE, &mut result).await {
+                return result.map_err(|_| panicked());
             }
-        };
-        result.map_err(|_| panicked())
+            // Again and again: what is before it in the queue may be what was lifted. (The crate sets the nice value of who calls:
+            // that is a thread as any other.)
+            if self.may_lift {
+                let _ = set(self.thread.as_pthread_t(), Other, nice(ZERO));
+            }
+        }
     }
 }
 

@@ -54,6 +54,9 @@ pub const IN_MEMORY: &str = "memory";
 /// For Redis to take what a process without it has handed over: the clients of both wait meanwhile.
 const TO_CARRY: Duration = Duration::from_secs(4);
 
+/// The same of what runs there, while the old process waits to be heard (a second, `handover::giver`).
+const TO_SETTLE: Duration = Duration::from_millis(500);
+
 /// Of these, so many at once, and the pause before those that it did not take are tried again.
 const AT_ONCE: usize = 8;
 const AGAIN: Duration = Duration::from_millis(50);
@@ -124,7 +127,14 @@ impl Ledger {
                 Store::Redis {
                     kept, elsewhere, ..
                 } if write.run.is_some() => {
-                    elsewhere.lock().remove(&write.name);
+                    let mut elsewhere = elsewhere.lock();
+                    if write.record.is_empty() {
+                        elsewhere.remove(&write.name);
+                    } else if let Some(known) = elsewhere.get_mut(&write.name) {
+                        // Redis may not know that it ran: until it does its end is known here.
+                        *known = write.clone();
+                    }
+                    drop(elsewhere);
                     if let Some((command, life)) = write.command(&Clock::now()) {
                         kept.keep(command, Duration::ZERO, life);
                     }
@@ -159,7 +169,7 @@ impl Ledger {
         elsewhere
             .lock()
             .extend(running.into_iter().map(|write| (write.name, write)));
-        put(redis, &ended).await
+        put(redis, &ended, TO_CARRY).await
     }
 
     /// The process that has handed over begins no more, and will not again: what runs there is said to Redis, so that its
@@ -175,7 +185,7 @@ impl Ledger {
             return Ok(());
         };
         let running: Vec<Carried> = elsewhere.lock().values().cloned().collect();
-        put(redis, &running).await?;
+        put(redis, &running, TO_SETTLE).await?;
         elsewhere.lock().clear();
         Ok(())
     }
@@ -204,7 +214,7 @@ impl Ledger {
 
 /// # Errors
 /// When Redis does not take all of these in time.
-async fn put(redis: &Redis, writes: &[Carried]) -> Result<(), NotCarried> {
+async fn put(redis: &Redis, writes: &[Carried], limit: Duration) -> Result<(), NotCarried> {
     let clock = Clock::now();
     let commands = writes.iter().filter_map(|write| write.command(&clock));
     let mut left: Vec<_> = commands.map(|(command, _)| command).collect();
@@ -221,7 +231,7 @@ async fn put(redis: &Redis, writes: &[Carried]) -> Result<(), NotCarried> {
             }
         }
     };
-    let put = timeout(TO_CARRY, put).await;
+    let put = timeout(limit, put).await;
     put.map_err(|_| NotCarried("redis does not take them"))
 }
 

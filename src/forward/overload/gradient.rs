@@ -155,7 +155,10 @@ impl Gradient {
     fn pass_over(&self, in_flight: u32, limit: u32, since: u64) -> Option<u32> {
         if since.saturating_sub(self.last.load(Relaxed)) > QUIET_MS {
             self.last.store(since, Relaxed);
-            return self.begin_anew(since, limit);
+            // A limit that was learnt stays.
+            if self.state.lock().phase != Phase::Watching {
+                return self.begin_anew(since, limit);
+            }
         }
         if self.is_draining.load(Relaxed) {
             self.drained(in_flight, limit, since);

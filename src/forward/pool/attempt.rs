@@ -19,6 +19,8 @@ pub struct Attempt {
     pub member: Arc<Member>,
     pool: Arc<Pool>,
     since: Instant,
+    /// For how long the loop had been held up by then.
+    held_up: Duration,
     told: bool,
 }
 
@@ -33,6 +35,7 @@ impl Attempt {
             member,
             pool,
             since: now,
+            held_up: threads::held_up(now),
             told: false,
         }
     }
@@ -66,6 +69,7 @@ impl Attempt {
     /// From now on the instance is at work.
     pub fn begins(&mut self, now: Instant) {
         self.since = now;
+        self.held_up = threads::held_up(now);
     }
 
     /// For how long it has been at work.
@@ -73,9 +77,11 @@ impl Attempt {
         now.saturating_duration_since(self.since)
     }
 
-    /// As [`Attempt::lasts`], where that says something of the instance: `None` when this thread was held up meanwhile.
+    /// As [`Attempt::lasts`], where that says something of the instance: `None` when much of it is this thread's own delay.
     pub fn took(&self, now: Instant) -> Option<Duration> {
-        (!threads::was_held_up(self.since, now)).then(|| self.lasts(now))
+        let (took, held_up) = (self.lasts(now), threads::held_up(now));
+        let held_up = held_up.saturating_sub(self.held_up);
+        (!threads::is_of_the_loop(took, held_up)).then_some(took)
     }
 
     /// The head of a good answer has come. Returns how long it took.

@@ -29,8 +29,10 @@ pub struct Told {
     /// What others say is heard.
     hears: AtomicBool,
     read: Notify,
-    /// When this process said something, the latest last: it hears that, too.
+    /// Marks of what this process said, the latest last: it hears that, too. Of the whole text: two processes may well say
+    /// something in the same microsecond.
     said: Mutex<VecDeque<u64>>,
+    marks: ahash::RandomState,
 }
 
 /// What was said to be out of date, and when; microseconds since 1970.
@@ -91,6 +93,7 @@ impl Told {
             hears: AtomicBool::new(false),
             read: Notify::new(),
             said: Mutex::default(),
+            marks: ahash::RandomState::new(),
         }
     }
 
@@ -101,10 +104,10 @@ impl Told {
 
     /// Tells the other processes, now or when Redis is back.
     pub fn tell(self: &Arc<Self>, message: Message) {
-        self.note_said(message.at);
         let Ok(text) = serde_json::to_vec(&message) else {
             return;
         };
+        self.note_said(&text);
         let mut write = redis::cmd("HSET");
         write.arg(CACHE_INVALID);
         for place in &message.places {
@@ -131,16 +134,17 @@ impl Told {
 }
 
 impl Told {
-    fn note_said(&self, at: u64) {
+    fn note_said(&self, text: &[u8]) {
+        let mark = self.marks.hash_one(text);
         let mut said = self.said.lock();
         if said.len() >= MOST_SAID {
             said.pop_front();
         }
-        said.push_back(at);
+        said.push_back(mark);
     }
 
-    fn has_said(&self, at: u64) -> bool {
-        self.said.lock().contains(&at)
+    fn has_said(&self, text: &[u8]) -> bool {
+        self.said.lock().contains(&self.marks.hash_one(text))
     }
 }
 
@@ -197,10 +201,11 @@ impl Remembers for Listens {
     }
 
     fn purge(&self, message: &[u8]) {
-        let message = Some(message).filter(|message| message.len() <= LONGEST);
-        let message = message.and_then(|message| serde_json::from_slice::<Message>(message).ok());
         // What was said here holds since then.
-        let Some(mut message) = message.filter(|message| !self.told.has_said(message.at)) else {
+        if message.len() > LONGEST || self.told.has_said(message) {
+            return;
+        }
+        let Ok(mut message) = serde_json::from_slice::<Message>(message) else {
             return;
         };
         // The clock there may be behind: nothing that was asked for here before now shows what was changed there.

@@ -18,7 +18,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::task::spawn_blocking;
 
 use crate::observe::registry::{LoopMetrics, OfLoop};
-pub use pulse::was_held_up;
+pub use pulse::{held_up, is_of_the_loop};
 
 /// Cheap to clone.
 #[derive(Clone)]

@@ -15,30 +15,40 @@ const PERIOD: Duration = Duration::from_millis(20);
 /// millisecond, and a loop with a hundred connections that all have something to do needs a few for its round.
 const LATE: Duration = Duration::from_millis(10);
 
+/// The part of a time that may be the loop's own.
+const MOST_OF_IT: u32 = 4;
+
 /// What is known of a thread's loop.
 #[derive(Clone, Copy)]
 struct Pulse {
     /// When the next beat is.
     due: Instant,
-    /// When the last one came that was late.
-    late: Option<Instant>,
+    /// By how much those were late that were, together.
+    late: Duration,
 }
 
 thread_local! {
     static PULSE: Cell<Option<Pulse>> = const { Cell::new(None) };
 }
 
-/// Whether this thread's loop was held up in this time, as far as the one that asks can have been kept waiting by it. Never on
-/// threads without a loop.
-pub fn was_held_up(since: Instant, now: Instant) -> bool {
-    PULSE.get().is_some_and(|pulse| pulse.was_late(since, now))
+/// For how long this thread's loop has been held up, so far. Nothing on threads without a loop.
+pub fn held_up(now: Instant) -> Duration {
+    PULSE
+        .get()
+        .map_or(Duration::ZERO, |pulse| pulse.held_up(now))
+}
+
+/// Whether so long a time tells of the loop, which was held up for so long in it: what takes seconds is not quick because its
+/// loop was late for some milliseconds.
+pub fn is_of_the_loop(took: Duration, held_up: Duration) -> bool {
+    held_up > took / MOST_OF_IT
 }
 
 /// Beats as long as the loop runs.
 pub async fn beat(lag: Histogram) {
     let mut pulse = Pulse {
         due: Instant::now() + PERIOD,
-        late: None,
+        late: Duration::ZERO,
     };
     loop {
         PULSE.set(Some(pulse));
@@ -55,15 +65,21 @@ impl Pulse {
     fn comes(&mut self, now: Instant) -> Duration {
         let lag = now.saturating_duration_since(self.due);
         if lag > LATE {
-            self.late = Some(now);
+            self.late += lag;
         }
         self.due = now + PERIOD;
         lag
     }
 
     /// A beat that is overdue counts as well: who asks may be ahead of it in the loop's queue.
-    fn was_late(&self, since: Instant, now: Instant) -> bool {
-        now > self.due + LATE || self.late.is_some_and(|late| since < late)
+    fn held_up(&self, now: Instant) -> Duration {
+        let overdue = now.saturating_duration_since(self.due);
+        self.late
+            + if overdue > LATE {
+                overdue
+            } else {
+                Duration::ZERO
+            }
     }
 }
 
@@ -74,24 +90,36 @@ mod tests {
     #[test]
     fn what_was_under_way_when_the_loop_was_late_is_known_for_it() {
         let start = Instant::now();
-        let at = |ms| start + Duration::from_millis(ms);
+        let (at, ms) = (
+            |ms| start + Duration::from_millis(ms),
+            Duration::from_millis,
+        );
         let mut pulse = Pulse {
             due: at(20),
-            late: None,
+            late: Duration::ZERO,
         };
-        assert!(!pulse.was_late(at(0), at(29)), "a little late is usual");
-        assert!(pulse.was_late(at(0), at(31)), "no beat was there yet");
-        assert_eq!(pulse.comes(at(300)), Duration::from_millis(280));
-        assert!(pulse.was_late(at(0), at(301)), "it waited as well");
-        assert!(pulse.was_late(at(299), at(5000)), "however long it takes");
-        assert!(!pulse.was_late(at(301), at(302)), "it began behind that");
-        assert_eq!(pulse.comes(at(321)), Duration::from_millis(1));
-        assert!(!pulse.was_late(at(301), at(322)));
+        assert_eq!(pulse.held_up(at(29)), ms(0), "a little late is usual");
+        assert_eq!(pulse.held_up(at(31)), ms(11), "no beat was there yet");
+        assert_eq!(pulse.comes(at(300)), ms(280));
+        assert_eq!(pulse.held_up(at(301)), ms(280), "it waited as well");
+        assert_eq!(pulse.comes(at(321)), ms(1));
+        assert_eq!(pulse.held_up(at(322)), ms(280));
+    }
+
+    #[test]
+    fn what_takes_long_by_itself_is_not_of_the_loop() {
+        let ms = Duration::from_millis;
+        assert!(is_of_the_loop(ms(300), ms(280)));
+        assert!(is_of_the_loop(ms(40), ms(11)));
+        assert!(!is_of_the_loop(ms(5000), ms(280)));
+        assert!(!is_of_the_loop(ms(1), ms(0)) && !is_of_the_loop(ms(0), ms(0)));
     }
 
     #[test]
     fn a_thread_without_a_loop_is_never_late() {
-        let now = Instant::now();
-        assert!(!was_held_up(now, now + Duration::from_secs(60)));
+        assert_eq!(
+            held_up(Instant::now() + Duration::from_secs(60)),
+            Duration::ZERO
+        );
     }
 }
