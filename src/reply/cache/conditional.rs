@@ -114,7 +114,7 @@ fn parse(range: &str, length: usize) -> Part {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let number = |text: &str| text.parse().unwrap_or(usize::MAX);
     match (is_number(first), is_number(last)) {
-        (true, true) if number(first) > number(last) => Part::Whole, // not well-formed
+        (true, true) if exceeds(first, last) => Part::Whole, // not well-formed
         (true, true) | (true, false) if !last.is_empty() && !is_number(last) => Part::Whole,
         (true, _) if number(first) >= length => Part::None,
         (true, true) => Part::Some(number(first)..number(last).saturating_add(1).min(length)),
@@ -125,6 +125,12 @@ fn parse(range: &str, length: usize) -> Part {
         },
         _ => Part::Whole,
     }
+}
+
+/// Whether a number is more than another, however many digits they have.
+fn exceeds(one: &str, other: &str) -> bool {
+    let (one, other) = (one.trim_start_matches('0'), other.trim_start_matches('0'));
+    (one.len(), one) > (other.len(), other)
 }
 
 /// A 304 says what the 200 would have, but what is about its body (RFC 9110, section 15.4.5).
@@ -201,6 +207,15 @@ mod tests {
             ("bytes=0-1,3-4", Part::Whole),
             ("lines=0-1", Part::Whole),
             ("bytes=99999999999999999999999-", Part::None),
+            (
+                "bytes=99999999999999999999999-0099999999999999999999999",
+                Part::None,
+            ),
+            (
+                "bytes=99999999999999999999999-99999999999999999999998",
+                Part::Whole,
+            ),
+            ("bytes=099999999999999999999999-1", Part::Whole),
         ] {
             assert_eq!(parse(range, 10), expected, "{range}");
         }
