@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 #
 # What a hit costs: this gateway answering from its cache with every policy on, the same route without a cache, the same
-# at a backend that takes two milliseconds, and nginx's proxy_cache with the same object, headers and log. One at a time is loaded, in interleaved rounds; the
-# table shows medians, and the ratios are those of the contestants within each round.
+# at a backend that takes two milliseconds, and nginx's proxy_cache with the same object, headers and log, with and without
+# its cache. One at a time is loaded, in interleaved rounds; the table shows medians, and the ratios are those of the
+# contestants within each round.
 #
 #   scripts/bench-cache.sh                       3 rounds of 5 s a contestant
 #   scripts/bench-cache.sh --rounds 5 --write    the published figures: docs/performance.md
@@ -14,28 +15,30 @@
 #   --size BYTES       of the answer (213: that of bench.sh)
 #   --shared           contestants with a thread for each core, which load and backend share with them; without it a
 #                      contestant has one thread on a core of its own, so that its requests a second are its own
-#   --only A,B         of hit,uncached,slow,nginx; without the ratios
+#   --only A,B         of hit,uncached,slow,nginx,passed; without the ratios
 #   --write            also put the result into docs/performance.md, between the markers
 #   --help
 #
-# Environment: GATEWAY_BIN: a binary to use instead of building it; BENCH_PORT: the first of ten ports (18700).
+# Environment: GATEWAY_BIN: a binary to use instead of building it; BENCH_PORT: the first of eleven ports (18700).
 
 set -euo pipefail
 
 # shellcheck source=scripts/bench.sh
 . "$(dirname "$0")/bench.sh"
 
-names=hit,uncached,slow,nginx
+names=hit,uncached,slow,nginx,passed
+readonly all=$names
 size=213
 shared=
-PORT=([origin]=$base [hit]=$((base + 1)) [uncached]=$((base + 2)) [nginx]=$((base + 3)) [slow]=$((base + 4)) [backend]=$((base + 8)) [store]=$((base + 7)) [cache]=0) # cache: a file of no port
+PORT=([origin]=$base [hit]=$((base + 1)) [uncached]=$((base + 2)) [nginx]=$((base + 3)) [slow]=$((base + 4)) [passed]=$((base + 10)) [backend]=$((base + 8)) [store]=$((base + 7)) [cache]=0) # cache: a file of no port
 LABEL=(
     [hit]='this gateway: a hit, everything on'
     [uncached]='this gateway: the same route without a cache'
     [slow]='this gateway: without a cache, from a backend that takes 2 ms'
     [nginx]='nginx: a hit of proxy_cache, no token, no limits'
+    [passed]='nginx: the same without its cache'
 )
-declare -A PATHS=([hit]=/api/v1/events/123 [uncached]=/api/v1/plain/123 [slow]='/api/v1/slow/123?demo-delay-ms=2' [nginx]=/api/v1/events/123)
+declare -A PATHS=([hit]=/api/v1/events/123 [uncached]=/api/v1/plain/123 [slow]='/api/v1/slow/123?demo-delay-ms=2' [nginx]=/api/v1/events/123 [passed]=/api/v1/events/123)
 # Does the answer come from a cache? What says so, and what it must say.
 declare -A SAYS=([hit]='cache-status: .*; *hit' [nginx]='x-cache: hit')
 
@@ -64,6 +67,11 @@ start() { # NAME
             config cache-nginx.conf.in nginx
             launch nginx "${alone[@]}" nginx -p "$work" -e "$work/nginx.err" -c "$work/nginx.conf"
             ;;
+        passed)
+            config cache-nginx.conf.in passed
+            sed -i -e '/proxy_cache/d' -e 's/nginx\.pid/passed.pid/' "$work/passed.conf"
+            launch passed "${alone[@]}" nginx -p "$work" -e "$work/passed.err" -c "$work/passed.conf"
+            ;;
         slow)
             rustc --edition 2024 -O -o "$work/one_backend" "$root/examples/one_backend.rs"
             launch backend "$work/one_backend" "${PORT[backend]}"
@@ -85,7 +93,7 @@ check() { # NAME: the right answer, from where it should come
     head=$(curl -sS -D - -o /dev/null "${header_flags[@]}" "http://127.0.0.1:${PORT[$1]}$path" | tr -d '\r')
     if [[ -n ${SAYS[$1]:-} ]]; then
         grep -qiE "^${SAYS[$1]}" <<<"$head" || die "$1 does not answer from its cache: $head"
-    elif grep -qiE '^(age|cache-status):' <<<"$head"; then
+    elif grep -qiE '^(age|cache-status|x-cache):' <<<"$head"; then
         die "$1 has a cache: $head"
     fi
 }
@@ -97,10 +105,12 @@ ratios() { # of each round, and their median
         def of($name): map(select(.name == $name)) | sort_by(.round);
         def ratio($a; $b; key): [of($a), of($b)] | transpose | map((.[0] | key) / (.[1] | key));
         (ratio("hit"; "uncached"; .rps)) as $rps | (ratio("hit"; "slow"; .rps)) as $slow | (ratio("hit"; "nginx"; .cpu)) as $cpu |
-        (ratio("hit"; "uncached"; .cpu)) as $saved |
+        (ratio("hit"; "uncached"; .cpu)) as $saved | (ratio("hit"; "slow"; .cpu)) as $more |
+        (ratio("nginx"; "passed"; .rps)) as $theirs |
         "Requests a second, hit to uncached: \($rps | median | hundredths) (rounds: \($rps | map(hundredths) | join(", "))).",
         "The same, where the backend takes 2 ms: \($slow | median | hundredths) (rounds: \($slow | map(hundredths) | join(", "))).",
-        "CPU a request, hit to uncached: \($saved | median | hundredths).",
+        "nginx, hit to the same without its cache: \($theirs | median | hundredths) (rounds: \($theirs | map(hundredths) | join(", "))).",
+        "CPU a request, hit to uncached: \($saved | median | hundredths), and \($more | median | hundredths) where the backend takes 2 ms.",
         "CPU a hit, this gateway to nginx: \($cpu | median | hundredths) (rounds: \($cpu | map(hundredths) | join(", ")))."' "$work/results"
 }
 
@@ -110,7 +120,7 @@ report() {
     circumstances | tail -n 2
     [[ -n $shared ]] || printf '%s\n' 'Each contestant has one thread on a core of its own; load and backend have the other cores.'
     table | cut -d'|' -f1-3,5- # without the ratio to `bare`, which does not run here
-    [[ $names != hit,uncached,slow,nginx ]] || { echo && ratios; }
+    [[ $names != "$all" ]] || { echo && ratios; }
 }
 
 write_section() { # between its markers in docs/performance.md
