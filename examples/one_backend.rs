@@ -44,6 +44,7 @@ fn run(args: &[String]) -> Result<(), Box<dyn Error>> {
             Ok((stream, _)) => {
                 let name = name.clone();
                 // How a connection ends is its peer's business.
+                #[expect(clippy::disallowed_methods, reason = "a demonstration may end")]
                 thread::spawn(move || converse(&stream, &name));
             }
             // Out of file descriptors, most likely: without a pause this would spin.

@@ -8,9 +8,10 @@ cd "$(dirname "$0")/.."
 
 # cmake and a C compiler build zlib and the cryptography, openssl makes keys for the tests, redis-server is one, iptables
 # drops what is sent to it (as root: without being root the tests of that fail), systemd-analyze and strace judge the unit,
+# prlimit and setpriv (and strace again) take away what a process needs,
 # chromium looks at the API documentation, and gRPC's own client and server are those of Debian's Python.
 need cc:build-essential cmake:cmake openssl:openssl redis-server:redis-server iptables:iptables kill:procps \
-    systemd-analyze:systemd strace:strace chromium:chromium
+    systemd-analyze:systemd strace:strace prlimit:util-linux setpriv:util-linux chromium:chromium
 /usr/bin/python3 -c 'import grpc' 2>/dev/null || need no-python-grpc:python3-grpcio
 cargo fmt --check
 cargo test --locked -- "$@"

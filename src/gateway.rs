@@ -176,9 +176,8 @@ impl ProxyHttp for Gateway {
         };
         let tenant = ctx.caller.as_ref().map(|caller| caller.tenant.as_bytes());
         let tenant = Tenant::named(tenant.unwrap_or_default());
-        if ctx.handshake.is_some()
-            && let Err(refusal) = self.await_upgrade(session)
-        {
+        let breaker = &route.service.breaker;
+        if let Err(refusal) = self.await_all_of_it(session, ctx, breaker).await {
             reply::refuse(session, ctx, &refusal).await?;
             return Ok(false);
         }

@@ -11,6 +11,7 @@ use futures::future::{BoxFuture, join};
 
 use crate::admit::address::TrustedProxies;
 use crate::admit::auth::Auth;
+use crate::admit::budget::Rooms;
 use crate::admit::cors::Cors;
 use crate::admit::idempotency::Idempotency;
 use crate::admit::limits::Limits;
@@ -45,6 +46,8 @@ pub struct Policies {
     pub has_inner_requests: bool,
     pub auth: Auth,
     pub tenancy: Tenancy,
+    /// For what is held in memory.
+    pub rooms: Rooms,
     pub idempotency: Idempotency,
     pub secure_headers: SecureHeaders,
     /// `None`: nothing is kept.

@@ -13,9 +13,11 @@ use pingora_proxy::Session;
 use pingora_timeout::timeout;
 use serde_json::Value;
 
+use super::budget::{Full, Held};
 use super::json::{self, Bounds, NoDocument};
 use super::size::content_length;
 use crate::context::Ctx;
+use crate::forward::breaker::Breaker;
 use crate::gateway::Gateway;
 use crate::reply::{self, Refusal};
 
@@ -33,16 +35,33 @@ pub struct Body {
 /// # Errors
 /// When it is, or it does not arrive.
 pub async fn read(session: &mut Session, ctx: &Ctx, most: usize) -> Result<Body, Refusal> {
+    read_into(session, ctx, most, None).await
+}
+
+/// The same, in a room that it takes of piece by piece: what is announced is free to invent.
+///
+/// # Errors
+/// As [`read`], and when there is no room for it.
+pub async fn read_into(
+    session: &mut Session,
+    ctx: &Ctx,
+    most: usize,
+    room: Option<&mut Held>,
+) -> Result<Body, Refusal> {
     let left = ctx
         .deadline
         .and_then(|deadline| deadline.left(Instant::now()));
-    match timeout(left.unwrap_or_default(), read_all(session, most)).await {
+    match timeout(left.unwrap_or_default(), read_all(session, most, room)).await {
         Ok(read) => read.map(Body::from),
         Err(_) => Err(Refusal::RequestTimeout),
     }
 }
 
-async fn read_all(session: &mut Session, most: usize) -> Result<Vec<u8>, Refusal> {
+async fn read_all(
+    session: &mut Session,
+    most: usize,
+    mut room: Option<&mut Held>,
+) -> Result<Vec<u8>, Refusal> {
     reply::tell_to_continue(session)
         .await
         .map_err(|_| Refusal::RequestTimeout)?;
@@ -51,7 +70,11 @@ async fn read_all(session: &mut Session, most: usize) -> Result<Vec<u8>, Refusal
     loop {
         match session.as_mut().read_request_body().await {
             Ok(None) => return Ok(body),
-            Ok(Some(chunk)) if body.len() + chunk.len() <= most => body.extend_from_slice(&chunk),
+            Ok(Some(chunk)) if body.len() + chunk.len() <= most => {
+                let grown = room.as_mut().map_or(Ok(()), |room| room.grow(chunk.len()));
+                grown.map_err(|Full| Refusal::Overloaded("api-gateway".into()))?;
+                body.extend_from_slice(&chunk);
+            }
             Ok(Some(_)) => return Err(Refusal::PayloadTooLarge),
             Err(e) => {
                 log::debug!("a body did not arrive: {e}");
@@ -64,6 +87,10 @@ async fn read_all(session: &mut Session, most: usize) -> Result<Vec<u8>, Refusal
 // === impl Body ===
 
 impl Body {
+    pub fn bytes(&self) -> Bytes {
+        self.text.clone()
+    }
+
     /// # Errors
     /// As [`json::read`].
     pub fn document(&mut self, bounds: Bounds) -> &Result<Value, NoDocument> {
@@ -92,6 +119,30 @@ impl Deref for Body {
 // === impl Gateway ===
 
 impl Gateway {
+    /// A request was admitted: what its backend must not wait for is awaited, which is the end of a handshake, or the body where
+    /// a breaker wants a probe that does not depend on how fast a client sends.
+    ///
+    /// # Errors
+    /// When it does not come, or is not what it must be.
+    pub async fn await_all_of_it(
+        &self,
+        session: &mut Session,
+        ctx: &Ctx,
+        breaker: &Breaker,
+    ) -> Result<(), Refusal> {
+        if ctx.handshake.is_some() {
+            return self.await_upgrade(session);
+        }
+        if breaker.wants_probes()
+            && !ctx.has_all(session)
+            && Size::announced(session) == Size::Small
+        {
+            // Boxed: this is rare, and its future would make that of every request larger.
+            Box::pin(read(session, ctx, SMALL)).await?; // 408
+        }
+        Ok(())
+    }
+
     /// Judges the next piece of a body on its way to the backend.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 pub mod address;
 pub mod auth;
 pub mod body;
+pub mod budget;
 
 pub mod chunks;
 pub mod cors;

@@ -58,7 +58,7 @@ pub fn main() -> ExitCode {
             }
             Err(problems) => {
                 let faults = problems.len();
-                failed(&format!("{source} has {faults} faults:\n{problems}"))
+                failed(&format!("{source}: faults: {faults}\n{problems}"))
             }
         };
     }
@@ -89,7 +89,7 @@ pub fn main() -> ExitCode {
     let why = match failure {
         Failure::Faulty(problems) => {
             let faults = problems.len();
-            format!("{source} has {faults} faults, nothing was started:\n{problems}")
+            format!("{source}: faults: {faults}, nothing was started\n{problems}")
         }
         Failure::Other(why) => why,
     };
@@ -116,7 +116,7 @@ fn ask(question: &str, source: &Source, environment: &Environment) -> ExitCode {
         Err(problems) => {
             let faults = problems.len();
             return failed(&format!(
-                "{source} has {faults} faults, nothing was asked:\n{problems}"
+                "{source}: faults: {faults}, nothing was asked\n{problems}"
             ));
         }
     };
@@ -197,7 +197,7 @@ fn flags() -> Command {
             Arg::new("check-live")
                 .long("check-live")
                 .action(ArgAction::SetTrue)
-                .help("Ask the gateway at $PORT of this machine ($OPS_LISTEN unless $SERVER_PROTOCOL is http) whether it is alive, and exit with 0 or 1"),
+                .help("Ask the gateway at $PORT of this machine ($OPS_LISTEN unless $SERVER_PROTOCOL is http) whether it is alive, and exit with 0 or 1; no configuration file is read"),
         )
 }
 

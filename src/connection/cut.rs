@@ -26,6 +26,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use tokio::time::Sleep;
 
 use super::ahead::Ahead;
+use super::gone::Gone;
 use super::pace::{Taking, TooSlow};
 
 /// What a request sets and its connection's task obeys. Both are the same task: the atomics only make it `Sync`, but for
@@ -53,6 +54,8 @@ pub struct Cut {
     writer: AtomicWaker,
     /// Whether the exchange waits for its client.
     pub ahead: Ahead,
+    /// Whether it is told that its client is gone.
+    pub gone: Gone,
 }
 
 /// Why something that streams has to end.
@@ -134,6 +137,7 @@ impl Cut {
             answer: AtomicU64::new(FREE),
             writer: AtomicWaker::new(),
             ahead: Ahead::default(),
+            gone: Gone::default(),
         })
     }
 

@@ -287,8 +287,10 @@ impl AsyncRead for Guard {
                 true => Behind::End,
                 false => Behind::More,
             };
-            // A client that only reads is gone, and Pingora is to know.
-            if self.behind == Behind::More || self.survives_reset || outlives {
+            // A client that only reads is gone, and Pingora is to know; so is one whose going is listened for.
+            let is_told = self.cut.as_ref().is_some_and(|cut| cut.gone.is_told());
+            let survives = self.survives_reset && !is_told;
+            if self.behind == Behind::More || survives || outlives {
                 buf.set_filled(before);
                 return Poll::Pending;
             }

@@ -4,6 +4,7 @@
 
 mod ahead;
 mod cut;
+mod gone;
 mod guard;
 pub mod h2;
 pub mod here;
@@ -38,6 +39,7 @@ use crate::reply::Refusal;
 use crate::server::Life;
 use cut::Watched;
 pub use cut::{Cut, End};
+pub use gone::Listening;
 use guard::{Body, Guard, Needs};
 use here::Here;
 pub use pace::MinRate;

@@ -96,8 +96,18 @@ pub struct Rejected {
 pub struct Permit {
     breaker: Arc<Breaker>,
     generation: u32,
-    probe: bool,
+    probe: Probe,
     told: bool,
+}
+
+/// Whether a request is to see if the service is back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    None,
+    /// At hand as a whole, in one of the places.
+    Whole,
+    /// Still on its way: beside those, so that its client's pace keeps nobody's place.
+    Coming,
 }
 
 /// What the next process must know of one.
@@ -111,6 +121,8 @@ pub struct Carried {
 struct Inner {
     opened: Instant,
     probes_in_flight: u32,
+    /// When one that was not at hand as a whole was let through.
+    coming: Option<Instant>,
 }
 
 /// The kinds that the window counts.
@@ -235,6 +247,7 @@ impl Standing {
             inner: Mutex::new(Inner {
                 opened: now,
                 probes_in_flight: 0,
+                coming: None,
             }),
             gauge,
         }
@@ -244,12 +257,16 @@ impl Standing {
 // === impl Breaker ===
 
 impl Breaker {
-    /// Asks to send a request. `may_probe`: it is at hand as a whole, so that it does not keep the place of a probe.
+    /// Asks to send a request. `may_probe`: it is at hand as a whole, so that it does not keep the place of a probe. Others
+    /// probe only where none of those told anything for another `reset`, and one in each.
     ///
     /// # Errors
     /// While it is open, and while its probes are under way.
     pub fn admit(self: &Arc<Self>, now: Instant, may_probe: bool) -> Result<Permit, Rejected> {
-        let probe = self.load() != State::Closed && self.probe(now, may_probe)?;
+        let probe = match self.load() {
+            State::Closed => Probe::None,
+            _ => self.probe(now, may_probe)?,
+        };
         Ok(Permit {
             breaker: self.clone(),
             generation: self.standing.generation.load(Relaxed),
@@ -263,15 +280,26 @@ impl Breaker {
         self.load() == State::Closed
     }
 
+    /// Whether a request that is at hand as a whole would be a probe.
+    pub fn wants_probes(&self) -> bool {
+        !self.is_closed()
+            && self.state() == State::HalfOpen
+            && self.standing.inner.lock().probes_in_flight < self.probes
+    }
+
     /// Whether the request is a probe, or needs none any more.
-    fn probe(&self, now: Instant, may_probe: bool) -> Result<bool, Rejected> {
+    fn probe(&self, now: Instant, may_probe: bool) -> Result<Probe, Rejected> {
         let mut inner = self.standing.inner.lock();
         self.half_open_if_due(&inner, now);
         let retry_after = match self.load() {
-            State::Closed => return Ok(false),
+            State::Closed => return Ok(Probe::None),
             State::HalfOpen if may_probe && inner.probes_in_flight < self.probes => {
                 inner.probes_in_flight += 1;
-                return Ok(true);
+                return Ok(Probe::Whole);
+            }
+            State::HalfOpen if !may_probe && self.may_come(&inner, now) => {
+                inner.coming = Some(now);
+                return Ok(Probe::Coming);
             }
             State::HalfOpen => Duration::from_secs(1),
             State::Open => self
@@ -282,6 +310,12 @@ impl Breaker {
         self.standing.rejected.fetch_add(1, Relaxed);
         log::debug!("circuit breaker reject: {}", self.service);
         Err(Rejected { retry_after })
+    }
+
+    fn may_come(&self, inner: &Inner, now: Instant) -> bool {
+        let since = |then| now.saturating_duration_since(then);
+        since(inner.opened) >= self.reset.saturating_mul(2)
+            && inner.coming.is_none_or(|last| since(last) >= self.reset)
     }
 
     /// An open one whose time is over is half-open, also when no request comes: a gateway that is out of rotation for its
@@ -334,15 +368,15 @@ impl Breaker {
         }
     }
 
-    fn end(&self, generation: u32, probe: bool, outcome: Outcome) {
+    fn end(&self, generation: u32, probe: Probe, outcome: Outcome) {
         let now = Instant::now();
         match outcome {
             Outcome::Failure => log::debug!("circuit breaker failure: {}", self.service),
             Outcome::Timeout => log::debug!("circuit breaker timeout: {}", self.service),
             Outcome::Success | Outcome::Unknown => {}
         }
-        if probe {
-            self.end_probe(outcome, now);
+        if probe != Probe::None {
+            self.end_probe(probe, outcome, now);
         } else if self.load() == State::Closed
             && generation == self.standing.generation.load(Relaxed)
         {
@@ -350,9 +384,11 @@ impl Breaker {
         }
     }
 
-    fn end_probe(&self, outcome: Outcome, now: Instant) {
+    fn end_probe(&self, probe: Probe, outcome: Outcome, now: Instant) {
         let mut inner = self.standing.inner.lock();
-        inner.probes_in_flight = inner.probes_in_flight.saturating_sub(1);
+        if probe == Probe::Whole {
+            inner.probes_in_flight = inner.probes_in_flight.saturating_sub(1);
+        }
         // Another probe may have decided already.
         match outcome {
             _ if self.load() != State::HalfOpen => {}
@@ -419,7 +455,7 @@ impl Breaker {
 impl Permit {
     /// Let through to see whether the service is back.
     pub fn is_probe(&self) -> bool {
-        self.probe
+        self.probe != Probe::None
     }
 
     pub fn end(mut self, outcome: Outcome) {

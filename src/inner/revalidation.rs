@@ -2,13 +2,13 @@
 //! and the route that were admitted with the one that it is for. Nobody is asked anew, and nothing is spent.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pingora::http::RequestHeader;
 use pingora_proxy::Session;
 use pingora_proxy::subrequest::Ctx as SubrequestCtx;
 
-use super::Behind;
+use super::{Behind, Prepared};
 use crate::admit::auth::Caller;
 use crate::context::Ctx;
 use crate::forward::deadline::Deadline;
@@ -26,18 +26,14 @@ pub struct Revalidation {
     cached: Box<Cached>,
 }
 
-/// A request ends by itself at its deadline; this is for what cannot be cut.
-const GRACE: Duration = Duration::from_millis(250);
-
 impl Revalidation {
     /// Asks anew for what a request was answered with. `cached`: what it wants of the cache.
     pub fn begin(session: &Session, ctx: &Ctx, cached: Box<Cached>) {
         let (Some(route), Some(spawner)) = (&ctx.route, &session.subrequest_spawner) else {
             return;
         };
-        let budget = route.timeouts.budget;
         // The client's own patience was for its answer, which it has.
-        let deadline = Deadline::at_most(Instant::now() + budget);
+        let deadline = Deadline::at_most(Instant::now() + route.timeouts.budget);
         let revalidation = Self {
             head: session.req_header().clone(),
             behind: Behind::of(ctx, deadline),
@@ -49,8 +45,7 @@ impl Revalidation {
         };
         let brought = SubrequestCtx::builder().user_ctx(Box::new(Some(revalidation)));
         let (request, handle) = spawner.create_subrequest(session.as_downstream(), brought.build());
-        handle.drain_tasks();
-        tokio::spawn(tokio::time::timeout(budget + GRACE, request.run()));
+        tokio::spawn(Prepared::of_its_own(request, handle).run_unheard(deadline.at()));
     }
 
     /// Puts what it brings where the phases look for it. `false`: the request is none of these.

@@ -64,7 +64,8 @@ struct Running(Option<Pin<Box<dyn Future<Output = ()> + Send>>>);
 
 /// Collects an answer.
 struct Taken {
-    largest: usize,
+    /// `None`: nothing is kept.
+    largest: Option<usize>,
     method: Method,
     head: Option<Box<ResponseHeader>>,
     body: Vec<u8>,
@@ -97,19 +98,40 @@ impl Prepared {
         })
     }
 
+    /// A GET that brings what it is for by itself.
+    pub fn of_its_own(request: PreparedSubrequest, handle: SubrequestHandle) -> Self {
+        Self {
+            request,
+            handle,
+            method: Method::GET,
+        }
+    }
+
     /// In the task of the request that it is for. When that is dropped, or this is late, it ends by itself, without anybody who
     /// listens: how it ended is told to the log.
     ///
     /// # Errors
     /// When there is no whole answer in time.
     pub async fn run(self, bounds: Bounds) -> Result<Reply, Fault> {
+        let Bounds { largest, until } = bounds;
+        let taken = self.bring(Some(largest), until).await;
+        taken.ok_or(Fault::Late)?.reply()
+    }
+
+    /// One whose answer is for the cache: nobody takes it.
+    pub async fn run_unheard(self, until: Instant) {
+        self.bring(None, until).await;
+    }
+
+    /// `None`: too late.
+    async fn bring(self, largest: Option<usize>, until: Instant) -> Option<Taken> {
         let Self {
             request,
             handle,
             method,
         } = self;
         let mut taken = Taken {
-            largest: bounds.largest,
+            largest,
             method,
             head: None,
             body: Vec::new(),
@@ -120,10 +142,23 @@ impl Prepared {
         let own = cut.clone();
         let request = Box::pin(async move { connection::apart(request.run(), &own).await });
         let mut running = Running(Some(request));
-        let over = tokio::time::sleep_until((bounds.until + GRACE).into());
+        let over = tokio::time::sleep_until((until + GRACE).into());
         tokio::select! {
-            () = taken.take_all(handle, &mut running, &cut) => taken.reply(),
-            () = over => Err(Fault::Late),
+            () = taken.take_all(handle, &mut running, &cut) => Some(taken),
+            () = over => None,
+        }
+    }
+}
+
+// === impl Reply ===
+
+impl Reply {
+    /// Without its body, for which there is no room.
+    pub fn cut(self) -> Self {
+        Self {
+            body: Vec::new(),
+            is_cut: true,
+            ..self
         }
     }
 }
@@ -203,10 +238,12 @@ impl Taken {
             }
             HttpTask::Body(piece, end) => {
                 let piece = piece.unwrap_or_default();
-                self.is_cut |= self.body.len() + piece.len() > self.largest;
-                match self.is_cut {
-                    true => self.body = Vec::new(),
-                    false => self.body.extend_from_slice(&piece),
+                if let Some(largest) = self.largest {
+                    self.is_cut |= self.body.len() + piece.len() > largest;
+                    match self.is_cut {
+                        true => self.body = Vec::new(),
+                        false => self.body.extend_from_slice(&piece),
+                    }
                 }
                 self.ended |= end;
             }

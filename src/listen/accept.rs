@@ -20,6 +20,8 @@ use tokio::sync::watch;
 use super::doors::State;
 use super::entrance::Entrance;
 use super::socket::Wire;
+use crate::observe::access_log::Logger;
+use crate::observe::seldom::Seldom;
 
 /// A socket that listens.
 pub struct Listener {
@@ -76,6 +78,7 @@ impl Listener {
         app: Arc<A>,
         mut shutdown: ShutdownWatch,
         mut state: watch::Receiver<State>,
+        logger: Arc<Logger>,
     ) {
         let told = shutdown.clone();
         let let_in = |accepted| entrance.let_in(accepted, &app, &told);
@@ -102,7 +105,7 @@ impl Listener {
                 Ok(())
             });
             if let Err(e) = &taken {
-                log::error!("a connection cannot be accepted: {e}");
+                tell_not_accepted(e, &logger);
             }
             if taken.is_err() || entrance.takes_a_breath() {
                 tokio::time::sleep(OUT_OF_BREATH).await;
@@ -138,6 +141,20 @@ impl Listener {
             is_unix: self.is_unix,
         })
     }
+}
+
+/// What one queue is short of all of them are short of.
+fn tell_not_accepted(e: &io::Error, logger: &Logger) {
+    static SELDOM: Seldom = Seldom::new();
+    let Some(count) = SELDOM.again() else {
+        return;
+    };
+    logger.write(log::Level::Error, |line| {
+        line.text("context", "connection");
+        line.text("err", &e.to_string());
+        line.number("count", count);
+        line.text("msg", "a connection cannot be accepted");
+    });
 }
 
 // === impl Accepted ===

@@ -6,13 +6,12 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
 
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
 use crate::observe::access_log::Logger;
+use crate::observe::seldom::Seldom;
 use crate::policies::InForce;
 
 /// Why a connection is refused.
@@ -67,17 +66,8 @@ enum Key {
 /// Counts refused connections, and says so once a second at most for each reason.
 pub struct Refusals {
     counters: [IntCounter; REASONS.len()],
-    logged: [Said; REASONS.len()],
-    start: Instant,
+    logged: [Seldom; REASONS.len()],
     logger: Arc<Logger>,
-}
-
-#[derive(Default)]
-struct Said {
-    /// The second after the start in which the next line may be written.
-    next: AtomicU64,
-    /// Refused since the last line.
-    count: AtomicU64,
 }
 
 // === impl Caps ===
@@ -204,7 +194,6 @@ impl Refusals {
         Self {
             counters: REASONS.map(|reason| counters.with_label_values(&[reason])),
             logged: Default::default(),
-            start: Instant::now(),
             logger,
         }
     }
@@ -212,19 +201,9 @@ impl Refusals {
     /// `client`: as far as it is known. `why`: what there is to say beside the reason.
     pub fn note(&self, reason: Reason, client: Option<IpAddr>, why: Option<&str>) {
         self.counters[reason as usize].inc();
-        let said = &self.logged[reason as usize];
-        said.count.fetch_add(1, Relaxed);
-        // Whole seconds of this process' life, and one of them at most for a line.
-        let now = self.start.elapsed().as_millis() as u64;
-        let next = said.next.load(Relaxed);
-        let is_time = now >= next
-            && (said.next)
-                .compare_exchange(next, now + 1000, Relaxed, Relaxed)
-                .is_ok();
-        if !is_time {
+        let Some(count) = self.logged[reason as usize].again() else {
             return;
-        }
-        let count = said.count.swap(0, Relaxed);
+        };
         self.logger.write(log::Level::Warn, |line| {
             line.text("context", "connection");
             line.text("reason", REASONS[reason as usize]);

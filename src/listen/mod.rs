@@ -25,9 +25,11 @@ use pingora::protocols::l4::ext::set_tcp_fastopen_backlog;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use socket2::TcpKeepalive;
+use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinSet};
 
 use crate::observe::access_log::Logger;
+use crate::server::threads::keep_one;
 use accept::Listener;
 pub use address::Address;
 pub use caps::{Caps, Refusals};
@@ -205,6 +207,7 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Listen<A> {
         if may_listen.await.is_err() {
             return;
         }
+        keep_one(&Handle::current());
         let mut doors = JoinSet::new();
         for door in std::mem::take(&mut self.doors) {
             let Door {
@@ -230,6 +233,7 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Listen<A> {
                             self.app.clone(),
                             shutdown.clone(),
                             self.keeper.state(),
+                            self.logger.clone(),
                         ));
                     }
                 }

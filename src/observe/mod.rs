@@ -6,6 +6,7 @@ mod ended;
 pub mod logging;
 pub mod redact;
 pub mod registry;
+pub mod seldom;
 pub mod sink;
 pub mod trace;
 

@@ -91,6 +91,7 @@ impl ServeHttp for Private {
             fields: _, // for clients
             policy: _, // as well
             body,
+            held: _, // it is small
         } = answer.unwrap_or_else(|| plain(StatusCode::NOT_FOUND));
         let is_head = method == Method::HEAD;
         let mut response = Response::new(if is_head { Vec::new() } else { body.to_vec() });

@@ -16,6 +16,7 @@ use pingora_proxy::Session;
 use pingora_timeout::tokio_timeout;
 
 use super::{Refusal, grpc};
+use crate::admit::budget::Held;
 use crate::admit::cors::Cors;
 use crate::admit::idempotency::Answer as Kept;
 use crate::admit::request_id::X_REQUEST_ID;
@@ -32,6 +33,8 @@ pub struct Answer {
     /// In place of the Content-Security-Policy of all others: a page of ours, which is shown in no frame.
     pub policy: Option<HeaderValue>,
     pub body: Bytes,
+    /// Until the client has it.
+    pub held: Vec<Held>,
 }
 
 /// The answer was given before, to the same write.
@@ -60,6 +63,7 @@ impl Answer {
             fields: HeaderMap::new(),
             policy: None,
             body: body.into(),
+            held: Vec::new(),
         }
     }
 
@@ -121,6 +125,7 @@ pub async fn answer(session: &mut Session, ctx: &mut Ctx, answer: Answer) -> pin
         mut fields,
         policy,
         body,
+        held: _held,
     } = answer;
     fields.reserve(16);
     fields.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -83,7 +83,7 @@ pub struct ServerConfig {
     /// Where the control socket is; none: there is no such socket. What systemd sets names several, separated by colons.
     pub runtime_dir: Option<String>,
     pub http2: Http2Config,
-    /// Idle connections to backends that are kept, for each thread.
+    /// Idle connections to backends that are kept, in all.
     pub upstream_connections: usize,
     /// Reload when the content of the configuration file changes.
     pub watch: bool,
@@ -324,7 +324,7 @@ pub fn compile(
     let tenancy = tenancy.compile(
         &pools,
         process.members.clone(),
-        process.room.clone(),
+        process.rooms.bodies.clone(),
         &metrics.venue_checks,
         p,
     );
@@ -408,6 +408,7 @@ pub fn compile(
             batch,
             auth,
             tenancy,
+            rooms: process.rooms.clone(),
             idempotency,
             secure_headers,
             caching: caching.filter(|_| table_has_caches),

@@ -11,10 +11,10 @@ use serde::de::DeserializeOwned;
 use super::life::Life;
 use super::threads::Threads;
 use crate::admit::auth;
+use crate::admit::budget::Rooms;
 use crate::admit::idempotency::Ledger;
 use crate::admit::limits::{Books, Shared, Spent};
 use crate::admit::lookup::Membership;
-use crate::admit::tenancy::Budget;
 use crate::config::{Problems, Stage};
 use crate::connection::FrontParts;
 use crate::forward::pool::Connectors;
@@ -43,8 +43,8 @@ pub struct Process {
     pub members: Arc<Cache<Membership>>,
     /// Of writes that run once.
     pub ledger: Arc<Ledger>,
-    /// For bodies that are held back.
-    pub room: Arc<Budget>,
+    /// For bodies and answers that are held.
+    pub rooms: Rooms,
     pub connectors: Connectors,
     /// What is kept of answers.
     pub store: Option<Arc<Store>>,
@@ -146,7 +146,7 @@ impl Process {
             known,
             members,
             ledger,
-            room: Budget::new(),
+            rooms: Rooms::new(),
             connectors: Connectors::new(),
             threads,
             tasks: Mutex::new(tasks),

@@ -15,6 +15,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::notify::Notify;
 use super::spare::Spare;
+use super::threads::aside;
 use super::upkeep::Running;
 use super::{Compiled, LIMIT, Process, Purpose, compile, log_settings};
 use crate::config::{self, Diff, Environment, Problems, Source, Tree};
@@ -236,7 +237,8 @@ impl Reloading {
         };
         let compiled = match self.spare().await {
             Ok(spare) => spare.run(compile).await,
-            Err(e) => Err(e),
+            // Where there is no thread for it, requests wait a little rather than the operator for ever.
+            Err(e) => aside(compile).await.ok_or(e),
         };
         compiled.unwrap_or_else(|e| {
             let mut problems = Problems::default();
@@ -250,8 +252,8 @@ impl Reloading {
         if let Some(spare) = &self.spare {
             return Ok(spare.clone());
         }
-        let started = tokio::task::spawn_blocking(Spare::start).await;
-        let spare = started.map_err(io::Error::other)??;
+        let started = aside(Spare::start).await;
+        let spare = started.ok_or_else(|| io::Error::other("it has panicked"))??;
         Ok(self.spare.insert(spare).clone())
     }
 
@@ -387,6 +389,5 @@ async fn ended(shutdown: &mut ShutdownWatch) {
 
 async fn mark(source: &Source) -> Option<u64> {
     let source = source.clone();
-    let mark = tokio::task::spawn_blocking(move || source.mark());
-    mark.await.ok().flatten()
+    aside(move || source.mark()).await.flatten()
 }

@@ -18,6 +18,7 @@ use super::life::Life;
 use super::notify::Notify;
 use super::reload::{Began, Origin, Reloading};
 use super::signals::{Early, Signals};
+use super::threads::{self, aside};
 use super::upkeep::Upkeep;
 use super::{Compiled, Ending, LIMIT};
 use crate::admit::idempotency::NotCarried;
@@ -28,6 +29,9 @@ use crate::listen::{Doors, tls};
 use crate::observe::sink::Sink;
 use crate::ops::Private;
 use crate::state::{RedisHealth, RedisState};
+
+/// Threads of each runtime beside the loops, for names: those of all services are looked up at once.
+const MOST_LOOKING_UP: usize = 32;
 
 /// How the process was started.
 pub struct Start {
@@ -73,6 +77,8 @@ pub fn run(origin: Origin, compiled: Compiled, sink: Sink, start: Start) -> Resu
         grace_period_seconds: Some(limit.as_secs() + 2),
         graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: upstream_connections,
+        max_blocking_threads: Some(MOST_LOOKING_UP),
+        blocking_threads_ttl_seconds: Some(threads::FOR_GOOD.as_secs()),
         // `forward::retry` decides; this is only a last stop.
         max_retries: 16,
         ..ServerConf::default()
@@ -244,16 +250,17 @@ impl BackgroundService for Begin {
             return ready();
         };
         let teller = heir.clone();
-        let told = tokio::task::spawn_blocking(move || {
+        // It does not panic.
+        aside(move || {
             // Until it knows, the old one may still end this one, which must not be the main one then.
             teller.serves();
             ready();
-        });
-        let _ = told.await; // it does not panic
+        })
+        .await;
         self.keep_running_writes().await;
         let succession = self.succession();
         // Until the old process has ended.
-        tokio::task::spawn_blocking(move || heir.hear_out(&succession));
+        aside(move || heir.hear_out(&succession)).await;
     }
 }
 
@@ -276,10 +283,8 @@ impl Begin {
         let (taker, succession) = (heir.clone(), self.succession());
         let wants_revocations = self.memory.revoked.is_unread();
         let version = heir.version().to_owned();
-        let taken =
-            tokio::task::spawn_blocking(move || taker.inherit(&succession, wants_revocations))
-                .await
-                .map_err(|_| "the hand-over broke off".to_owned())??;
+        let taken = aside(move || taker.inherit(&succession, wants_revocations)).await;
+        let taken = taken.ok_or_else(|| "the hand-over broke off".to_owned())??;
         self.keep_writes(heir).await?;
         log::info!("upgrade: taken over from version {version}: {taken}");
         self.doors.open();
@@ -304,8 +309,10 @@ impl Begin {
     async fn keep_running_writes(&self) {
         if let Err(NotCarried(why)) = self.memory.ledger.settle_elsewhere().await {
             log::error!(
-                "upgrade: the writes that still run are known to this process alone: {why}"
+                "upgrade: the writes that still run are known to this process alone for now: {why}"
             );
+            let ledger = self.memory.ledger.clone();
+            tokio::spawn(async move { ledger.go_on_settling().await });
         }
     }
 

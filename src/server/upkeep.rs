@@ -6,10 +6,12 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::process::Tasks;
 use super::reload::Reloading;
+use super::threads::keep_one;
 use crate::policies::Task;
 
 pub struct Upkeep(Mutex<Option<(Tasks, Reloading)>>);
@@ -27,6 +29,7 @@ impl BackgroundService for Upkeep {
         let Some((tasks, reloading)) = self.0.lock().take() else {
             return;
         };
+        keep_one(&Handle::current());
         let tasks = tasks.iter().map(|task| task.start(shutdown.clone()));
         futures::join!(
             futures::future::join_all(tasks),

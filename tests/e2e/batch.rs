@@ -582,6 +582,78 @@ fn an_answer_of_many_little_values_takes_no_more_room_than_its_text() {
     assert!(grown < 100 << 10, "{grown} KiB");
 }
 
+#[test]
+fn batches_that_only_announce_a_body_take_no_room_from_others() {
+    let (_backend, gateway) = world("batch: { body: 8MiB }");
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 8388608\r\n\r\n{{"
+    );
+    let mut waiting: Vec<_> = (0..20)
+        .map(|_| Client::to(gateway.addr()).connect())
+        .collect();
+    for client in &mut waiting {
+        client.send(head.as_bytes());
+    }
+    let open = r#"http_requests_in_progress{method="POST",route="/api/v1/batch"}"#;
+    gateway.wait_metric(open, |count| count == 20.0);
+    assert_eq!(statuses(&results(&gateway, &[get("a", "/s/a")])), [200]);
+}
+
+#[test]
+fn bodies_of_batches_are_bounded_by_address_and_take_no_room_from_those_that_are_held_back() {
+    let (_backend, gateway) = world("batch: { body: 8MiB }\nvalidation: {}");
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 8388608\r\n\r\n"
+    );
+    let most = vec![b' '; (8 << 20) - 1];
+    // 64 MiB for one address, which nine have no room in.
+    let mut waiting: Vec<_> = (0..9)
+        .map(|_| Client::to(gateway.addr()).connect())
+        .collect();
+    for client in &mut waiting {
+        client.send(head.as_bytes());
+        // The one that there is no room for is answered, and may be closed meanwhile.
+        let _ = client.try_send(&most);
+    }
+    gateway.wait_log(|line| line["code"] == "SERVICE_UNAVAILABLE");
+    drop(waiting);
+    wait_until("the room is given back", || {
+        let response = batch(&[get("a", "/s/a")])
+            .bearer(&token::customer())
+            .send_to(gateway.addr());
+        response.status == 200
+    });
+}
+
+#[test]
+fn answers_that_nobody_takes_are_bounded_by_address() {
+    let (backend, gateway) = world("batch: { answer: 8MiB, calls: 8 }");
+    let text = "x".repeat(7 << 20);
+    backend.set(move |_| {
+        Reply::status(200)
+            .header("Content-Type", "text/plain")
+            .body(text.clone())
+    });
+    let calls = |count: usize| -> Vec<Value> {
+        (0..count)
+            .map(|i| get(&i.to_string(), "/public/p"))
+            .collect()
+    };
+    let mut slow = Client::to(gateway.addr()).connect();
+    slow.send(&batch(&calls(8)).bytes());
+    assert_eq!(slow.read_up_to(12), b"HTTP/1.1 200");
+    // 56 of 64 MiB are held for it: there is room for one more.
+    let truncated = || {
+        let results = results(&gateway, &calls(2));
+        assert_eq!(statuses(&results), [200, 200]);
+        let is_cut = |result: &&Value| result["truncated"] == true && result["body"].is_null();
+        results.iter().filter(is_cut).count()
+    };
+    assert_eq!(truncated(), 1);
+    slow.reset();
+    wait_until("the room is given back", || truncated() == 0);
+}
+
 /// The most that it had resident at any time.
 #[track_caller]
 fn most_memory_kb(gateway: &Gateway) -> u64 {

@@ -122,6 +122,64 @@ fn a_probe_whose_client_goes_away_does_not_leave_it_half_open_for_ever() {
 }
 
 #[test]
+fn bodies_that_no_policy_reads_may_probe() {
+    let (sick, well) = (
+        Upstream::start_with(|_| Reply::status(500)),
+        Upstream::start(),
+    );
+    let small = vec![b'x'; 40 << 10];
+    let large = vec![b'x'; 200 << 10];
+    for body in [small, large] {
+        sick.set(|_| Reply::status(500));
+        let gateway = Gateway::with(&yaml("volume: 1, reset: 300ms", &sick, &well)).start();
+        let post = || {
+            let request = Request::post("/s/x").body(body.clone());
+            request.send_to(gateway.addr()).status
+        };
+        assert_eq!(post(), 500);
+        gateway.wait_metric(&gauge("s"), |state| state == 1.0);
+        sick.set(|_| Reply::status(200));
+        wait_until("a probe closes it", || post() == 200);
+        assert_eq!(
+            sick.requests().last().unwrap().body,
+            body,
+            "what the backend saw"
+        );
+        gateway.wait_metric(&gauge("s"), |state| state == 0.0);
+    }
+}
+
+#[test]
+fn a_probe_is_awaited_as_a_whole() {
+    let (sick, well) = (
+        Upstream::start_with(|_| Reply::status(500)),
+        Upstream::start(),
+    );
+    let gateway = Gateway::with(&yaml("volume: 1, reset: 300ms", &sick, &well)).start();
+    assert_eq!(get(&gateway, "/s/x").status, 500);
+    gateway.wait_metric(&gauge("s"), |state| state == 1.0);
+    let health = || {
+        Request::get("/health")
+            .send_to(gateway.private_addr())
+            .json()
+    };
+    wait_until("it would let a probe through", || {
+        health()["circuitBreakers"]["s"]["state"] == "HALF_OPEN"
+    });
+    sick.set(|_| Reply::status(200));
+    let mut slow = Client::to(gateway.addr()).connect();
+    slow.send(b"POST /s/slow HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab");
+    assert_eq!(
+        get(&gateway, "/s/x").status,
+        200,
+        "it keeps the place of nobody"
+    );
+    slow.send(b"cde");
+    assert_eq!(slow.read_response().status, 200);
+    assert_eq!(sick.requests().last().unwrap().body, b"abcde");
+}
+
+#[test]
 fn what_counts_as_a_failure_is_5xx_time_outs_and_broken_connections_only() {
     let counted = [
         ("500", Reply::status(500)),

@@ -2,6 +2,8 @@
 //! was held up does not hold that against a backend.
 
 use crate::support::prelude::*;
+use std::fs;
+use std::path::PathBuf;
 
 #[test]
 fn connections_of_one_address_are_spread_over_the_threads() {
@@ -89,7 +91,7 @@ fn an_instance_is_not_slow_because_the_loop_was() {
 }
 
 #[test]
-fn large_answers_are_read_and_written_whole_beside_the_loop() {
+fn large_answers_are_read_and_written_whole() {
     let item = |i| json!({"id": i, "name": "n".repeat(100)});
     let large: Vec<Value> = (0..4000).map(item).collect();
     let large = json!({"data": large});
@@ -139,6 +141,74 @@ routes:
     let batch: Value = serde_json::from_str(batch.text()).unwrap();
     assert_eq!(batch["results"][0]["body"], large);
     assert_eq!(batch["results"][1]["status"], 404);
+}
+
+/// After each piece of work a thread beside the loops waits for the next one.
+#[test]
+fn what_takes_long_is_done_beside_the_loop() {
+    let large = json!({"data": "x".repeat(200 << 10)});
+    let text = large.to_string();
+    let backend = Upstream::start_with(move |_| Reply::json(json!({})).body(text.clone()));
+    let conf = format!(
+        "{COMMON}
+documentation: {{ operators: true }}
+batch: {{ answer: 1MiB }}
+services: {{ s: {{ url: '{url}' }} }}
+routes:
+- {{ path: /large, service: s, auth: public }}
+- path: /page
+  service: s
+  auth: public
+  methods: [GET]
+  aggregate: {{ largest: 1MiB, sources: {{ one: {{ service: s, path: /large, required: true }} }} }}
+",
+        url = backend.url()
+    );
+    let gateway = Gateway::with(&conf).env("NODE_ENV", "staging").start();
+    let calls = json!({"calls": [{"id": "a", "method": "GET", "path": "/large"}]});
+    let (main, private) = (gateway.addr(), gateway.private_addr());
+    let asked = [
+        ("read, then written", 2, Request::get("/page"), main),
+        (
+            "read, then written",
+            2,
+            Request::post("/api/v1/batch").json(&calls),
+            main,
+        ),
+        ("made", 1, Request::get("/documentation/json"), main),
+        ("written", 1, Request::get("/metrics"), private),
+    ];
+    for (what, works, request, addr) in asked {
+        let before = rests(gateway.pid());
+        let answer = request.send_to(addr);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        wait_until(&format!("it is {what} beside the loop"), || {
+            rests(gateway.pid()) >= before + works
+        });
+    }
+    let before = rests(gateway.pid());
+    let kept = Request::get("/documentation/json").send_to(main);
+    assert_eq!(kept.status, 200);
+    assert_eq!(rests(gateway.pid()), before, "it is made already");
+}
+
+/// How often the threads beside the loops have laid down their work.
+fn rests(pid: u32) -> u64 {
+    let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let threads = threads.map(|thread| thread.unwrap().path());
+    let beside = threads.filter(|thread| read(thread.join("comm")).trim() == "aside");
+    let rests = beside.map(|thread| {
+        let status = read(thread.join("status"));
+        let field = |line: &str| {
+            line.strip_prefix("voluntary_ctxt_switches:")?
+                .trim()
+                .parse()
+                .ok()
+        };
+        status.lines().find_map(field).unwrap_or(0)
+    });
+    rests.sum()
 }
 
 const STOP: i32 = 19;

@@ -64,6 +64,7 @@ mod aborts;
 mod aggregates;
 mod balancing;
 mod batch;
+mod batch_gone;
 mod breaker;
 mod deadlines;
 mod failures;
@@ -76,6 +77,7 @@ mod upstream_tls;
 mod webhooks;
 
 mod chaos;
+mod exhausted;
 mod loops;
 mod overload;
 

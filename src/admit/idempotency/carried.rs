@@ -8,6 +8,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
+use futures::future;
 use futures::stream::{self, StreamExt as _};
 use pingora_timeout::timeout;
 use redis::Cmd;
@@ -64,6 +65,9 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// Bytes of a page of them, about.
 const PAGE: usize = 1 << 20;
 
+/// That nothing was done is not known for any time: for Redis to hear of it.
+const UNDONE: Duration = Duration::from_secs(3600);
+
 /// Milliseconds: that somebody waits for the answer so long is as good as for ever.
 const ALWAYS: u64 = 1 << 52;
 
@@ -82,7 +86,8 @@ impl Ledger {
     /// All writes that this process keeps itself, in pages. From now on it begins none.
     pub fn hand_over(&self) -> Vec<Vec<CarriedWrite>> {
         match &self.store {
-            Store::Redis { .. } => Vec::new(),
+            // What Redis was not told of the process before this one.
+            Store::Redis { elsewhere, .. } => pages(elsewhere.lock().values().cloned().collect()),
             Store::Memory { memory, .. } => pages(memory.lock().hand_over()),
         }
     }
@@ -173,21 +178,40 @@ impl Ledger {
     }
 
     /// The process that has handed over begins no more, and will not again: what runs there is said to Redis, so that its
-    /// end is told to all who ask there. Its end is not to be taken over before this has returned.
+    /// end is told to all who ask there.
     ///
     /// # Errors
-    /// When Redis does not take all of it in time: then it is known here, and nowhere else.
+    /// When Redis does not take all of it in time: until it does it is known here, and nowhere else.
     pub async fn settle_elsewhere(&self) -> Result<(), NotCarried> {
         let Store::Redis {
-            redis, elsewhere, ..
+            redis,
+            kept,
+            elsewhere,
+            ..
         } = &self.store
         else {
             return Ok(());
         };
-        let running: Vec<Carried> = elsewhere.lock().values().cloned().collect();
-        put(redis, &running, TO_SETTLE).await?;
-        elsewhere.lock().clear();
+        let known: Vec<Carried> = elsewhere.lock().values().cloned().collect();
+        let put = put(redis, &known, TO_SETTLE).await;
+        let mut elsewhere = elsewhere.lock();
+        // What has turned out to be undone meanwhile may have been told before it was said to run.
+        let undone = known
+            .iter()
+            .filter(|write| !elsewhere.contains_key(&write.name));
+        for (command, life) in undone.filter_map(Carried::taken_back) {
+            kept.keep(command, Duration::ZERO, life);
+        }
+        put?;
+        elsewhere.clear();
         Ok(())
+    }
+
+    /// The same, until Redis has taken all of it.
+    pub async fn go_on_settling(&self) {
+        while self.settle_elsewhere().await.is_err() {
+            tokio::time::sleep(AGAIN).await;
+        }
     }
 
     /// The time, and the record of a write that runs in the process which has handed it over.
@@ -225,7 +249,7 @@ async fn put(redis: &Redis, writes: &[Carried], limit: Duration) -> Result<(), N
                 (!is_there).then_some(command)
             });
             let tried = tried.buffer_unordered(AT_ONCE);
-            left = tried.filter_map(async |left| left).collect().await;
+            left = tried.filter_map(future::ready).collect().await;
             if !left.is_empty() {
                 tokio::time::sleep(AGAIN).await;
             }
@@ -271,8 +295,7 @@ impl Carried {
         };
         let life = left(self.until).filter(|life| life.as_millis() > 0);
         if let Some(run) = &self.run {
-            // That nothing was done is not known for any time.
-            let life = life.or(self.record.is_empty().then_some(Duration::from_secs(3600)))?;
+            let life = life.or(self.record.is_empty().then_some(UNDONE))?;
             let command = lease::conclusion(&self.name, run, &self.record, life);
             return Some((command, life));
         }
@@ -293,6 +316,12 @@ impl Carried {
             }
         };
         Some((command, life))
+    }
+
+    /// What makes Redis forget that it runs.
+    fn taken_back(&self) -> Option<(Cmd, Duration)> {
+        let run = record::run_of(&self.record)?;
+        Some((lease::conclusion(&self.name, run, &[], UNDONE), UNDONE))
     }
 }
 
@@ -326,5 +355,49 @@ impl CarriedWrite {
     /// In bytes, about.
     pub fn size(&self) -> usize {
         self.name.len() + self.record.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http::HeaderMap;
+
+    use super::super::key::Fingerprint;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_run_that_turns_out_to_be_undone_while_it_is_told_is_taken_back() {
+        let ledger = Ledger::new(Some(Arc::new(Redis::that_is_away())));
+        let name = Name::from_bytes(&[1; 32]).unwrap();
+        let clock = Clock::now();
+        let until = clock.millis(clock.here() + Duration::from_secs(60));
+        let fingerprint = Fingerprint::of(&name, &HeaderMap::new(), b"1");
+        let begun = record::begun(&fingerprint, "ab12");
+        let runs = Carried {
+            name,
+            owner: Owner(1),
+            record: format!("{begun}{until}").into(),
+            until,
+            run: None,
+        };
+        let undone = Carried {
+            record: Bytes::new(),
+            run: Some("ab12".into()),
+            ..runs.clone()
+        };
+        assert_eq!(ledger.take_over(vec![runs.write()]).unwrap(), 1);
+        ledger.settle_carried().await.unwrap();
+        assert!(ledger.elsewhere(&name).is_some());
+        let ends = async {
+            tokio::task::yield_now().await;
+            ledger.take_over(vec![undone.write()]).unwrap();
+        };
+        let (told, ()) = tokio::join!(ledger.settle_elsewhere(), ends);
+        assert!(told.is_err() && ledger.elsewhere(&name).is_none());
+        // Its end, and once more behind what may have been told.
+        assert_eq!(ledger.kept().unwrap().count(), 2);
+        assert_eq!(record::run_of(&runs.record), Some("ab12"));
     }
 }

@@ -134,7 +134,12 @@ pub fn is_running(record: &[u8]) -> bool {
 
 /// Whether it says that this run is.
 pub fn is_of(record: &[u8], run: &str) -> bool {
-    running(record).is_some_and(|line| line.split(' ').nth(2) == Some(run))
+    run_of(record) == Some(run)
+}
+
+/// The run that it says is at it.
+pub fn run_of(record: &[u8]) -> Option<&str> {
+    running(record)?.split(' ').nth(2)
 }
 
 /// The record of a write that runs, as [`begun`] has it, and the end of its time.

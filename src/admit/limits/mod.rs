@@ -276,7 +276,7 @@ impl Rule {
 }
 
 /// What an address is counted on: itself, or its /64, which is what one IPv6 subscriber has.
-fn counted(client: IpAddr) -> IpAddr {
+pub fn counted(client: IpAddr) -> IpAddr {
     match client {
         IpAddr::V4(_) => client,
         IpAddr::V6(v6) => IpAddr::from((u128::from(v6) >> 64 << 64).to_be_bytes()),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use prometheus::IntCounterVec;
 use serde::{Deserialize, Serialize};
 
-use super::budget::Budget;
 use super::{Checks, Tenancy};
+use crate::admit::budget::Budget;
 use crate::admit::lookup::{Lookup, Membership, Setup};
 use crate::config::{Duration, Problems};
 use crate::forward::pool::Pools;

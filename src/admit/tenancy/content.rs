@@ -5,13 +5,14 @@
 use bytes::Bytes;
 use http::HeaderMap;
 
-use super::budget::{Full, Held};
 use super::names::{self, Ambiguous, Named};
 use crate::admit::body::{self, Body};
+use crate::admit::budget::{Full, Held};
 use crate::admit::json::Bounds;
 use crate::admit::media::Media;
 use crate::admit::schema::{BodyRule, Faults};
 use crate::reply::Refusal;
+use crate::server::threads::aside;
 
 /// How a body is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,10 +233,8 @@ impl Hold {
             return judge(body);
         }
         // Requests that share this thread do not wait for it.
-        let judged = tokio::task::spawn_blocking(move || judge(body));
-        judged
-            .await
-            .unwrap_or(Err(Ambiguous("The body cannot be read")))
+        let judged = aside(move || judge(body)).await;
+        judged.unwrap_or(Err(Ambiguous("The body cannot be read")))
     }
 }
 

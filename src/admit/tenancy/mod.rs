@@ -3,7 +3,6 @@
 //! A caller's venues are those that its token or its API key says, and for users those that venue-service says. Who
 //! names another's is told what who names none that exists is told. Only the role `admin` crosses venues, and nobody tenants.
 
-mod budget;
 mod config;
 mod content;
 pub mod names;
@@ -18,13 +17,12 @@ use serde::{Deserialize, Serialize};
 
 use super::auth::{Caller, Source};
 use super::body::{self, Body, Size};
+use super::budget::{Budget, Full, Held};
 use super::lookup::{Behalf, Lookup, Membership, NotFoundOut};
 use crate::context::Ctx;
 use crate::gateway::Gateway;
 use crate::reply::Refusal;
 use crate::route::Route;
-pub use budget::Budget;
-use budget::{Full, Held};
 pub use config::TenancyConfig;
 pub use content::Hold;
 use content::{Content, Judged, Step};
@@ -273,17 +271,6 @@ impl Gateway {
 // === impl Tenancy ===
 
 impl Tenancy {
-    /// Room for so many bytes of who is called this, and may be nobody's caller yet; for as long as it is held.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn take_room(&self, name: &[u8], bytes: usize) -> Result<Held, Refusal> {
-        let mut held = self.room.of(name);
-        held.grow(bytes)
-            .map_err(|Full| Refusal::Overloaded("api-gateway".into()))?;
-        Ok(held)
-    }
-
     /// For a body of this caller that is held back.
     pub fn room_for(&self, caller: Option<&Caller>) -> Held {
         let tenant = caller.map(|caller| caller.tenant.as_bytes());

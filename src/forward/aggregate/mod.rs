@@ -25,6 +25,7 @@ use serde_json::value::RawValue;
 use super::deadline::Deadline;
 use super::exchange;
 use crate::admit::Admitted;
+use crate::admit::budget::Full;
 use crate::admit::json::is_well_formed;
 use crate::admit::media::says_json;
 use crate::admit::permissions::Required;
@@ -219,12 +220,12 @@ impl<'a> Making<'a> {
             }
         }
         let json = "application/json; charset=utf-8";
-        let answer = self.write(ctx).await?;
-        Ok(Admitted::Answered(Answer::new(
-            StatusCode::OK,
-            json,
-            answer,
-        )))
+        let mut answer = Answer::new(StatusCode::OK, json, self.write(ctx).await?);
+        let mut room = ctx.policies.rooms.answers.of_client(ctx.client);
+        let held = room.grow(answer.body.len());
+        held.map_err(|Full| Refusal::Overloaded("api-gateway".into()))?; // 503
+        answer.held.push(room);
+        Ok(Admitted::Answered(answer))
     }
 
     async fn write(self, ctx: &Ctx) -> Result<Vec<u8>, Refusal> {

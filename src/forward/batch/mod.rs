@@ -5,31 +5,37 @@
 pub mod request;
 mod results;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures::StreamExt;
-use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use http::header::ACCEPT_ENCODING;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use pingora::Error;
 use pingora::http::RequestHeader;
 use pingora_proxy::Session;
 use prometheus::IntCounter;
 use serde::{Deserialize, Serialize};
 
 use super::deadline::Deadline;
+use super::exchange;
+use crate::admit::Admitted;
+use crate::admit::body::{self, Body};
+use crate::admit::budget::{Full, Held};
 use crate::admit::media::{self, Media};
 use crate::admit::path::normalize;
 use crate::admit::request_id::X_REQUEST_ID;
-use crate::admit::{Admitted, body};
 use crate::config::{self, Problems};
+use crate::connection::Listening;
 use crate::context::Ctx;
 use crate::gateway::Gateway;
 use crate::inner::{self, Bounds, Inner, Prepared};
 use crate::observe::registry::{HttpMetrics, RouteMetrics};
 use crate::reply::{Answer, Refusal};
 use crate::route::{MethodIndex, Table};
+use crate::server::threads::{LARGE, aside};
 use request::Call;
 use results::CallResult;
 
@@ -169,7 +175,8 @@ impl Batch {
 }
 
 impl Gateway {
-    /// Makes the calls of a batch. They are made although the client has gone: some may change something.
+    /// Makes the calls of a batch. When the client goes each is what it would be by itself: what reads ends, or is not
+    /// begun, and what may change something is finished.
     ///
     /// # Errors
     /// When it is no batch. What a call comes to stands in its result.
@@ -194,75 +201,139 @@ impl Gateway {
         let deadline = Deadline::of(&request.headers, ctx.start, batch.timeout)?; // 400
         ctx.deadline = Some(deadline);
         // Nobody is identified yet: what is held is counted by address.
-        let room = policies
-            .tenancy
-            .take_room(ctx.client_text.as_bytes(), batch.body)?; // 503
-        let body = body::read(session, ctx, batch.body).await?; // 408, 413
-        let behind = request::Behind {
-            head: session.req_header(),
-            request_id: ctx.request_id(),
-            limits: &policies.head,
-            most: batch.most,
-        };
-        let calls = request::read(&body, &behind)?; // 400
-        drop((body, room));
+        let mut room = policies.rooms.batches.of_client(ctx.client);
+        let body = body::read_into(session, ctx, batch.body, Some(&mut room)).await?; // 408, 413, 503
+        let calls = calls_of(&body, session.req_header(), ctx, batch.most).await?; // 400
+        drop(body);
         batch.calls.inc_by(calls.len() as u64);
-        let results = make(batch, calls, session, ctx, deadline).await;
+        let (results, held) = match make(batch, calls, session, ctx, deadline).await {
+            Ok(results) => results.into_iter().unzip(),
+            Err(gone) => return Ok(Admitted::ClientGone(gone)),
+        };
         let json = "application/json; charset=utf-8";
         let results = results::write(results).await?;
-        Ok(Admitted::Answered(Answer::new(
-            StatusCode::OK,
-            json,
-            results,
-        )))
+        let mut answer = Answer::new(StatusCode::OK, json, results);
+        answer.held = held;
+        Ok(Admitted::Answered(answer))
     }
 }
 
+/// What a batch asks for.
+///
+/// # Errors
+/// When one of its calls is no request.
+async fn calls_of(
+    body: &Body,
+    head: &RequestHeader,
+    ctx: &Ctx,
+    most: usize,
+) -> Result<Vec<Call>, Refusal> {
+    let (id, limits) = (ctx.request_id.clone(), ctx.policies.head);
+    let read = move |body: &[u8], head: &RequestHeader| {
+        let behind = request::Behind {
+            head,
+            request_id: id.to_str().unwrap_or_default(),
+            limits: &limits,
+            most,
+        };
+        request::read(body, &behind)
+    };
+    if body.len() <= LARGE {
+        return read(body, head);
+    }
+    let (body, head) = (body.bytes(), head.clone());
+    let read = aside(move || read(&body, &head)).await;
+    read.unwrap_or(Err(Refusal::Internal))
+}
+
 /// Makes the calls side by side, a few at once. The results stand in the order of the calls.
+///
+/// # Errors
+/// When the client has gone, and nothing is left but what nobody needs then.
 async fn make(
     batch: &Batch,
     calls: Vec<Call>,
     session: &mut Session,
     ctx: &Ctx,
     deadline: Deadline,
-) -> Vec<Option<CallResult>> {
+) -> Result<Vec<(CallResult, Held)>, Box<Error>> {
     let behind = inner::Behind::of(ctx, deadline);
+    let mut results: Vec<Option<(CallResult, Held)>> = calls.iter().map(|_| None).collect();
+    let mut waiting: VecDeque<(usize, Call)> = calls.into_iter().enumerate().collect();
+    let (mut reads, mut writes) = (FuturesUnordered::new(), FuturesUnordered::new());
+    let listening = Listening::begin(session);
+    let mut gone = None;
+    loop {
+        while reads.len() + writes.len() < batch.at_once
+            && let Some((place, call)) = waiting.pop_front()
+        {
+            let running = match call.only_reads() {
+                true => &mut reads,
+                false => &mut writes,
+            };
+            let room = ctx.policies.rooms.answers.of_client(ctx.client);
+            let result = result_of(batch, call, &behind, session, deadline, room);
+            running.push(async move { (place, result.await) }.boxed());
+        }
+        tokio::select! {
+            Some((place, result)) = reads.next() => results[place] = Some(result),
+            Some((place, result)) = writes.next() => results[place] = Some(result),
+            error = exchange::client_gone(session), if gone.is_none() && !(reads.is_empty() && writes.is_empty()) => {
+                gone = Some(error);
+                // Dropped with what is under way: it ends, for nobody listens.
+                reads.clear();
+                waiting.retain(|(_, call)| !call.only_reads());
+            }
+            else => break,
+        }
+    }
+    drop(listening);
+    let results: Vec<_> = results.into_iter().flatten().collect();
+    match gone {
+        Some(gone) if results.is_empty() => Err(gone),
+        _ => Ok(results),
+    }
+}
+
+/// Makes one call. `room`: for its answer.
+fn result_of(
+    batch: &Batch,
+    call: Call,
+    behind: &inner::Behind,
+    session: &Session,
+    deadline: Deadline,
+    mut room: Held,
+) -> impl Future<Output = (CallResult, Held)> + Send + use<> {
+    let Call { id, mut head, body } = call;
+    let request_id = id_of(&head);
     let bounds = Bounds {
         largest: batch.answer,
         until: deadline.at(),
     };
-    let mut results: Vec<Option<CallResult>> = calls.iter().map(|_| None).collect();
-    let mut waiting = calls.into_iter().enumerate();
-    let mut running: FuturesUnordered<BoxFuture<'_, (usize, CallResult)>> = FuturesUnordered::new();
-    loop {
-        while running.len() < batch.at_once
-            && let Some((place, call)) = waiting.next()
-        {
-            let Call { id, mut head, body } = call;
-            let request_id = id_of(&head);
-            let is_late = deadline.left(Instant::now()).is_none();
-            // What an answer is coded in is between the client and the answer to the batch.
-            let _ = head.insert_header(ACCEPT_ENCODING, "identity");
-            let inner = Inner::Call(Box::new(inner::Call {
-                head,
-                behind: behind.clone(),
-            }));
-            let prepared = match is_late {
-                true => Err(Refusal::GatewayTimeout),
-                false => Prepared::new(session, inner, body).ok_or(Refusal::Internal),
-            };
-            running.push(Box::pin(async move {
-                let reply = match prepared {
-                    Ok(prepared) => prepared.run(bounds).await.map_err(results::refusal),
-                    Err(refusal) => Err(refusal),
-                };
-                (place, results::result(id, reply, &request_id).await)
-            }));
-        }
-        match running.next().await {
-            Some((place, result)) => results[place] = Some(result),
-            None => return results,
-        }
+    // What an answer is coded in is between the client and the answer to the batch.
+    let _ = head.insert_header(ACCEPT_ENCODING, "identity");
+    let inner = Inner::Call(Box::new(inner::Call {
+        head,
+        behind: behind.clone(),
+    }));
+    let prepared = match deadline.left(Instant::now()) {
+        Some(_) => Prepared::new(session, inner, body).ok_or(Refusal::Internal),
+        None => Err(Refusal::GatewayTimeout),
+    };
+    async move {
+        let reply = match prepared {
+            Ok(prepared) => prepared.run(bounds).await.map_err(results::refusal),
+            Err(refusal) => Err(refusal),
+        };
+        // It is held until the client has taken all results.
+        let reply = reply.map(|reply| match room.grow(reply.body.len()) {
+            Ok(()) => reply,
+            Err(Full) => {
+                room.clear();
+                reply.cut()
+            }
+        });
+        (results::result(id, reply, &request_id).await, room)
     }
 }
 

@@ -48,6 +48,13 @@ pub struct Call {
     pub body: Option<Bytes>,
 }
 
+impl Call {
+    /// Nobody needs it once its client is gone (RFC 9110, section 9.2.1).
+    pub fn only_reads(&self) -> bool {
+        self.head.method.is_safe()
+    }
+}
+
 /// What a call is made of beside what it says itself.
 pub struct Behind<'a> {
     pub head: &'a RequestHeader,

@@ -88,7 +88,7 @@ enum Content {
 
 #[derive(Serialize)]
 struct Results {
-    results: Vec<Option<CallResult>>,
+    results: Vec<CallResult>,
 }
 
 /// The result of one call; `request_id` is the call's.
@@ -183,8 +183,8 @@ fn json(text: String) -> Option<Content> {
 
 /// # Errors
 /// Never, as far as JSON goes.
-pub async fn write(results: Vec<Option<CallResult>>) -> Result<Vec<u8>, Refusal> {
-    let size: usize = results.iter().flatten().map(CallResult::size).sum();
+pub async fn write(results: Vec<CallResult>) -> Result<Vec<u8>, Refusal> {
+    let size: usize = results.iter().map(CallResult::size).sum();
     let written = match size {
         ..=LARGE => serde_json::to_vec(&Results { results }),
         _ => aside(move || serde_json::to_vec(&Results { results }))

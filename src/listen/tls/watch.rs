@@ -18,6 +18,7 @@ use super::config::Settings;
 use super::material::Material;
 use super::{Loaded, Tls};
 use crate::observe::access_log::Logger;
+use crate::server::threads::aside;
 
 const EVERY: Duration = Duration::from_secs(1);
 
@@ -49,7 +50,7 @@ impl BackgroundService for Watch {
             }
             let (tls, logger) = (self.tls.clone(), self.logger.clone());
             let before = std::mem::take(&mut seen);
-            let looked = tokio::task::spawn_blocking(move || look(&tls, &logger, before)).await;
+            let looked = aside(move || look(&tls, &logger, before)).await;
             seen = looked.unwrap_or_default();
         }
     }

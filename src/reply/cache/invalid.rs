@@ -42,6 +42,9 @@ pub struct Whereabouts<'a> {
 /// So many that two tags seldom share one. Sharing costs a fetch.
 const PLACES: usize = 1 << 16;
 
+/// Clocks of processes differ by less.
+pub const SKEW: u64 = 2_000_000;
+
 /// More purges by prefix than this at once, and everything is out of date.
 const MOST_PREFIXES: usize = 64;
 

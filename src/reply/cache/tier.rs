@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::LONGEST_LIFE;
 use super::entry::{Entry, Head, Times, Varied, Whose, said, scrub, unix_millis};
-use super::invalid::Place;
+use super::invalid::{Place, SKEW};
 use super::told::Told;
 use crate::state::Redis;
 
@@ -67,10 +67,6 @@ const SIGNPOST: &[u8] = b"ags1";
 
 /// For a head, beside the octets of the largest answer.
 const HEAD: usize = 64 << 10;
-
-/// Clocks of processes differ by less: an answer that was asked for so shortly after what it shows was put out of date is
-/// not believed to show what came after.
-const SKEW: u64 = 2_000_000;
 
 /// Signposts are followed so often: for the caller, and for what it says.
 const MOST_SIGNPOSTS: usize = 2;
@@ -300,6 +296,7 @@ fn read(value: Bytes, key: &str) -> Option<Entry> {
             .filter(|status| super::freshness::is_understood(*status))?,
         fields,
         vary: stored.vary.into_iter().map(varied).collect::<Option<_>>()?,
+        // Asked for so shortly after what it shows was put out of date, it is not believed to show what came after.
         since: stored.since.saturating_sub(SKEW),
         at: stored.at,
         age: stored.age,

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::LONGEST_LIFE;
-use super::invalid::{Place, unix_micros};
+use super::invalid::{Place, SKEW, unix_micros};
 use super::store::Store;
 use crate::state::{CACHE_INVALID, CACHE_PURGE, Kept, Redis, RedisHealth, Remembers};
 
@@ -67,6 +67,9 @@ const LIFE: Duration = Duration::from_secs(LONGEST_LIFE.as_secs() + 3600);
 
 /// More is not read: everything is out of date then.
 const MOST: usize = 1 << 18;
+
+/// Microseconds: a clock that is further ahead is wrong, and would put everything out of date for so long.
+const LATEST: u64 = 60_000_000;
 
 /// Between two tries to read it.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -152,8 +155,7 @@ impl Told {
 
 impl Listens {
     fn hear(&self, message: Message) {
-        // A clock that is far ahead would put everything out of date for so long.
-        let at = message.at.min(unix_micros() + 60_000_000);
+        let at = message.at.min(unix_micros() + LATEST);
         for place in message.places {
             self.store.invalid.tag(place, at);
         }
@@ -181,6 +183,8 @@ impl Listens {
                 Ok(place) => (vec![place], None),
                 Err(_) => (Vec::new(), serde_json::from_str(&field).ok()),
             };
+            // When that was here nobody knows any more: the clock there may have been behind by so much.
+            let at = at.saturating_add(SKEW);
             self.hear(Message { at, places, prefix });
         }
         true

@@ -2,6 +2,7 @@
 //! to, with its requests and with what they use at a backend and at Redis: nothing that is waited for wakes another thread,
 //! and what one thread reads again and again is in its own processor's cache (docs/decisions/0027-a-loop-a-thread.md).
 
+mod aside;
 mod pulse;
 #[cfg(test)]
 mod tests;
@@ -11,13 +12,15 @@ use std::future::{Future, pending};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use once_cell::sync::OnceCell;
+use pingora_timeout::{ToTimeout, fast_timeout::FastTimeout};
 use prometheus::IntGauge;
 use tokio::runtime::{Builder, Handle};
-use tokio::task::spawn_blocking;
 
 use crate::observe::registry::{LoopMetrics, OfLoop};
+pub use aside::{LARGE, aside};
 pub use pulse::{held_up, is_of_the_loop};
 
 /// Cheap to clone.
@@ -41,8 +44,12 @@ struct Loop {
 /// TLS handshakes, which take a millisecond each.
 const LOOK_EVERY: u32 = 16;
 
-/// Threads beside each loop, for what takes long and for names that are looked up: more would only compete with the loops.
-const MOST_BESIDE: usize = 32;
+/// Threads of each loop's runtime, for the names that libraries look up: Redis' and an issuer's.
+const MOST_LOOKING_UP: usize = 4;
+
+/// A thread of a runtime that has nothing to do stays: where the system has none left, tokio panics unless one lives. (A
+/// hundred years: an instant so far away exists.)
+pub const FOR_GOOD: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// A connection's place on a thread.
 struct Seat {
@@ -54,14 +61,13 @@ thread_local! {
     static PLACE: Cell<usize> = const { Cell::new(0) };
 }
 
-/// What takes longer than some tens of microseconds is done by [`aside`]: text of so many bytes to read or to write, which
-/// takes a quarter of a millisecond.
-pub const LARGE: usize = 64 << 10;
-
-/// Does what takes long on a thread beside this loop, whose other tasks go on meanwhile. `None`: it panicked, or the process
-/// ends.
-pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    spawn_blocking(work).await.ok()
+/// To be called when a runtime begins that keeps its threads [`FOR_GOOD`]: from then on there is one that looks names up.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one thread that the others can do without"
+)]
+pub fn keep_one(runtime: &Handle) {
+    drop(runtime.spawn_blocking(|| ()));
 }
 
 /// The number of this thread: 1 and up among those that serve, 0 for all others.
@@ -83,11 +89,14 @@ impl Threads {
         }))
     }
 
-    /// Starts those that do not run yet. They end with the process.
+    /// Starts those that do not run yet, and those that they need. They end with the process.
     ///
     /// # Errors
     /// When the system has no thread left.
     pub fn start(&self) -> io::Result<()> {
+        // Pingora's timers: their thread comes with the first of them, and must.
+        drop(FastTimeout::create(Duration::from_secs(1)).timeout());
+        aside::begin()?;
         self.0.loops().map(drop)
     }
 
@@ -154,9 +163,11 @@ impl Loop {
         let runtime = Builder::new_current_thread()
             .enable_all()
             .event_interval(LOOK_EVERY)
-            .max_blocking_threads(MOST_BESIDE)
+            .max_blocking_threads(MOST_LOOKING_UP)
+            .thread_keep_alive(FOR_GOOD)
             .build()?;
         let handle = runtime.handle().clone();
+        keep_one(&handle);
         let lag = metrics.lag.clone();
         std::thread::Builder::new()
             .name("front".into())

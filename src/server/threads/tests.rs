@@ -1,7 +1,7 @@
 use super::*;
 use crate::observe::registry::Metrics;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::oneshot;
 
 const SOON: Duration = Duration::from_secs(10);

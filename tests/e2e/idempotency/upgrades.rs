@@ -284,6 +284,107 @@ fn a_process_that_ends_while_redis_is_away_says_how_much_is_lost() {
     });
 }
 
+#[test]
+fn the_end_of_a_run_that_redis_does_not_know_of_is_known_to_the_new_process() {
+    let mut redis = Redis::start();
+    let (lived, mut running) = away(&mut redis);
+    let Lived {
+        backend, gateway, ..
+    } = &lived;
+    backend.release();
+    let answer = running.read_response();
+    assert_eq!(answer.status, 201);
+    let known = || {
+        let again = pay("u1", "k1").send_to(gateway.addr());
+        (again.status == 201).then_some(again)
+    };
+    let again = within(TAKEN_UP, known).expect("its end is known, although Redis is away");
+    assert!(is_replay(&again) && again.body == answer.body);
+    redis.restart();
+    wait_until("Redis is told", || !idem_keys(&redis).is_empty());
+    let again = within(TAKEN_UP, known).expect("and there");
+    assert!(is_replay(&again) && again.body == answer.body);
+    assert_eq!(backend.count(), 1);
+    lived.ends();
+}
+
+#[test]
+fn redis_is_told_of_runs_that_it_missed_as_soon_as_it_is_back() {
+    let mut redis = Redis::start();
+    let (lived, mut running) = away(&mut redis);
+    redis.restart();
+    assert_eq!(word_of_the_run(&redis), "running");
+    let other = lived.conf.clone().top("redis", &at(&redis)).start();
+    other.wait_metric("redis_up", |up| up == 1.0);
+    thread::scope(|scope| {
+        let twin = scope.spawn(|| pay("u1", "k1").send_to(other.addr()));
+        other.wait_metric(
+            r#"http_requests_in_progress{method="POST",route="/s/*"}"#,
+            |count| count == 1.0,
+        );
+        lived.backend.release();
+        let answer = running.read_response();
+        let twin = twin.join().unwrap();
+        assert!(is_replay(&twin), "{} {}", twin.status, twin.text());
+        assert_eq!(twin.body, answer.body);
+    });
+    assert_eq!(lived.backend.count(), 1);
+    lived.ends();
+}
+
+#[test]
+fn a_run_that_redis_has_missed_is_known_to_the_process_after_the_next() {
+    let mut redis = Redis::start();
+    let (lived, _running) = away(&mut redis);
+    let first = lived.gateway.successor(1);
+    assert_eq!(lived.runtime.upgrade().code, 0);
+    wait_until("the one in between is gone", || is_gone(first));
+    let soon = std::time::SystemTime::now() + Duration::from_secs(2);
+    let soon = soon.duration_since(std::time::UNIX_EPOCH).unwrap();
+    let twin = pay("u1", "k1").header("X-Request-Deadline", &soon.as_millis().to_string());
+    let known = twin.send_to(lived.gateway.addr());
+    assert_eq!(code(&known), (409, "REQUEST_IN_PROGRESS".to_owned()));
+    redis.restart();
+    assert_eq!(word_of_the_run(&redis), "running");
+    assert_eq!(lived.backend.count(), 1);
+}
+
+/// How what is known of the only write begins, once Redis is told.
+#[track_caller]
+fn word_of_the_run(redis: &Redis) -> String {
+    let key = within(TAKEN_UP, || idem_keys(redis).pop()).expect("Redis is told");
+    redis.command(&["GETRANGE", &key, "0", "6"])
+}
+
+/// A gateway that was upgraded from memory to this Redis while that was away, and a payment that runs there still.
+#[track_caller]
+fn away(redis: &mut Redis) -> (Lived, Connection) {
+    let lived = Lived::begin("{}");
+    let Lived {
+        backend,
+        runtime,
+        gateway,
+        ..
+    } = &lived;
+    backend.hold();
+    let mut running = Client::to(gateway.addr()).connect();
+    running.send(&pay("u1", "k1").bytes());
+    backend.wait_requests(1);
+    gateway.rewrite_conf(&lived.conf.clone().top("redis", &at(redis)).yaml());
+    redis.kill();
+    assert_eq!(runtime.upgrade().code, 0);
+    gateway.wait_log(|line| {
+        let message = line["msg"].as_str().unwrap_or_default();
+        message.contains("known to this process alone")
+    });
+    (lived, running)
+}
+
+fn idem_keys(redis: &Redis) -> Vec<String> {
+    let keys = redis.command(&["KEYS", "idem:*"]);
+    keys.split_whitespace().map(str::to_owned).collect()
+}
+
 /// A gateway that is to be replaced, with a second service: what is asked there keeps the old process alive.
 struct Lived {
     backend: Upstream,

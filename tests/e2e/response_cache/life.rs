@@ -191,3 +191,25 @@ fn what_is_asked_behind_a_stale_answer_spends_nobodys_limit() {
         (200, 0)
     );
 }
+
+#[test]
+fn a_service_that_hangs_behind_stale_answers_opens_its_breaker() {
+    let backend = super::saying("max-age=1, stale-while-revalidate=600");
+    let gateway = conf(&backend)
+        .service("breaker", "{ volume: 1, reset: 60s }")
+        .service("timeout", "300ms")
+        .start();
+    text(&gateway, "/s/x");
+    std::thread::sleep(Duration::from_millis(2100));
+    backend.hold();
+    assert_eq!(text(&gateway, "/s/x"), "answer 1");
+    let state = "circuit_breaker_state{service=\"s\"}";
+    gateway.wait_metric(state, |state| state == 1.0);
+    gateway.wait_log(|line| {
+        line["msg"]
+            .as_str()
+            .is_some_and(|text| text.starts_with("circuit breaker open: s"))
+    });
+    assert_eq!(text(&gateway, "/s/x"), "answer 1");
+    backend.release();
+}

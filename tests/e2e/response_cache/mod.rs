@@ -11,6 +11,7 @@ mod policies;
 mod purge;
 mod shared;
 mod topologies;
+mod words;
 
 use crate::support::prelude::*;
 

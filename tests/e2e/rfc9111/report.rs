@@ -28,8 +28,10 @@ pub fn circumference(chapters: &[Chapter]) -> Vec<String> {
 
 /// The whole comparison; without `gateway`, what nginx alone does.
 pub fn page(chapters: &[Chapter], gateway: Option<&[Outcome]>, nginx: &[Outcome]) -> String {
+    let rows: Vec<&Row> = chapters.iter().flat_map(|chapter| &chapter.rows).collect();
+    let ours = rows.iter().filter(|row| row.level() == Level::Ours).count();
     let mut page = format!(
-        "Of {} rows. nginx is {}, with `proxy_cache_revalidate`, `proxy_cache_background_update`, `proxy_cache_lock`,\n\
+        "Of {} rows; {ours} of them ask more than the RFC does, and are in no column. nginx is {}, with `proxy_cache_revalidate`, `proxy_cache_background_update`, `proxy_cache_lock`,\n\
          `proxy_force_ranges` and `if_modified_since before`.\n\n",
         nginx.len(),
         Nginx::version()
@@ -56,7 +58,6 @@ pub fn page(chapters: &[Chapter], gateway: Option<&[Outcome]>, nginx: &[Outcome]
         page += "\n";
         at = end;
     }
-    let rows: Vec<&Row> = chapters.iter().flat_map(|chapter| &chapter.rows).collect();
     if let Some(gateway) = gateway {
         page += "\nWhat the gateway does not hold, and why:\n\n";
         for (row, _) in failed(&rows, gateway, |_| true) {

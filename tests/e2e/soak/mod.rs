@@ -89,9 +89,10 @@ fn memory_stays_flat_and_nothing_is_left_over() {
     // Idle connections to its backends, that of HTTP/2 among them, are what it may have more.
     let idle = backend.open_connections() + 4;
     assert!(after.fds <= before.fds + idle, "{before:?} then {after:?}");
-    // That of the reloads, and one beside each loop for /metrics, until ten seconds after the last look.
+    // That of the reloads, and those beside the loops, but for the one that is always there, until ten seconds after the last look.
     let more = after.threads.saturating_sub(before.threads);
-    assert!(more <= 2 + 3, "{before:?} then {after:?}");
+    println!("{more} threads more");
+    assert!(more <= 1 + 3, "{before:?} then {after:?}");
 
     println!("{traffic}\n{visits:?}, {} reloads", reloads * 2.0);
     for (done, (lane, count)) in visits.iter().map(|visit| (visit.1 > 0, visit)) {

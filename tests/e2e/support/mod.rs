@@ -42,7 +42,7 @@ pub mod prelude {
     pub use super::gateway::{Exit, Gateway, GatewayBuilder, SERVICES, TempFile};
     pub use super::instance::Instance;
     pub use super::load::{Exchange, Load, Running, Traffic, alone};
-    pub use super::redis::{Cluster, Redis, Watched};
+    pub use super::redis::{Between, Cluster, Redis, Watched};
     pub use super::relay::{Relay, Seen};
     pub use super::runtime::{Runtime, is_gone};
     pub use super::tls::{TlsClient, Wire};

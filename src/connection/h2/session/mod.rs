@@ -56,6 +56,8 @@ pub struct Session {
     is_reset: bool,
     /// Of an answer that others wait for: what its client has no room for yet.
     behind: VecDeque<Bytes>,
+    /// Behind that.
+    trailers: Option<HeaderMap>,
 }
 
 #[derive(Default)]
@@ -93,6 +95,7 @@ impl Session {
             times: Times::default(),
             is_reset: false,
             behind: VecDeque::new(),
+            trailers: None,
         }
     }
 
@@ -117,7 +120,8 @@ impl Session {
         }
         self.poll_behind(cx);
         // Once the answer has begun, what was to be changed is changed.
-        let goes_on = (self.survives_reset && self.written.is_none())
+        let survives = self.survives_reset && !self.cut.gone.is_told();
+        let goes_on = (survives && self.written.is_none())
             || (self.is_reset && self.cut.goes_on_anyway(cx))
             || self.cut.ahead.outlives_client();
         match self.is_reset && !goes_on {
@@ -260,14 +264,12 @@ impl server::Session for Session {
         for name in [CONTENT_LENGTH, HOST, TE, TRAILER] {
             trailers.remove(name);
         }
-        self.send_behind().await?;
-        self.writer
-            .as_mut()
-            .ok_or_else(no_head)?
-            .send_trailers(trailers)
-            .or_err(ErrorType::WriteError, "the trailers are not sent")?;
-        self.ended = true;
-        Ok(())
+        self.trailers = Some(trailers);
+        match self.cut.ahead.room() {
+            // The fetch is over when its end is told, which may come a moment later: it does not wait for the client.
+            Some(_) => Ok(()),
+            None => self.finish().await,
+        }
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
@@ -289,7 +291,7 @@ impl server::Session for Session {
                 HttpTask::Trailer(Some(trailers)) => {
                     let written = self.write_trailers(*trailers).await;
                     written.map_err(|e| e.into_down())?;
-                    true
+                    self.ended
                 }
                 HttpTask::Trailer(None) | HttpTask::Done => true,
                 HttpTask::Failed(e) => return Err(e),
@@ -351,9 +353,11 @@ impl server::Session for Session {
         poll_fn(|cx| self.cut.poll_held(cx)).await;
         self.send_behind().await?;
         if let (false, Some(writer)) = (self.ended, &mut self.writer) {
-            writer
-                .send_data(Bytes::new(), true)
-                .or_err(ErrorType::WriteError, "the answer's end is not sent")?;
+            match self.trailers.take() {
+                Some(trailers) => writer.send_trailers(trailers),
+                None => writer.send_data(Bytes::new(), true),
+            }
+            .or_err(ErrorType::WriteError, "the answer's end is not sent")?;
             self.ended = true;
         }
         Ok(())

@@ -1,9 +1,11 @@
 //! A real `redis-server` on a free port of the loopback, without persistence, for one test alone; and several of them as
 //! a master with Sentinels, or as a Cluster.
 
+mod between;
 mod cluster;
 mod sentinel;
 
+pub use between::Between;
 pub use cluster::Cluster;
 pub use sentinel::Watched;
 
