@@ -169,6 +169,8 @@ fn a_probe_is_awaited_as_a_whole() {
     sick.set(|_| Reply::status(200));
     let mut slow = Client::to(gateway.addr()).connect();
     slow.send(b"POST /s/slow HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab");
+    let open = r#"http_requests_in_progress{method="POST",route="/s/*"}"#;
+    gateway.wait_metric(open, |n| n == 1.0);
     assert_eq!(
         get(&gateway, "/s/x").status,
         200,
