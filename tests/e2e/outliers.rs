@@ -383,7 +383,7 @@ fn post(gateway: &Gateway, count: usize) {
 #[track_caller]
 fn assert_only_this_is_ejected(gateway: &Gateway, fleet: &Fleet, instance: usize) {
     let addr = gateway.addr();
-    let ejected = within(Duration::from_secs(15), || {
+    let ejected = within(Duration::from_secs(40), || {
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(move || {
