@@ -207,9 +207,10 @@ fn an_instance_with_an_outlying_error_rate_is_ejected() {
         .top("outlier", "{ consecutive: 100000, ejection: 60s }")
         .start();
     let turns = AtomicUsize::new(0);
-    fleet[3].set(move |_| {
-        let turn = turns.fetch_add(1, SeqCst);
-        Reply::status(if turn % 2 == 1 { 200 } else { 500 })
+    // All take as long, so that a stall of the machine makes none of them the slow one.
+    fleet.set(move |instance, _| {
+        let bad = instance == 3 && turns.fetch_add(1, SeqCst) % 2 == 0;
+        Reply::status(if bad { 500 } else { 200 }).delay(Duration::from_millis(30))
     });
     assert_only_this_is_ejected(&gateway, &fleet, 3);
 }
