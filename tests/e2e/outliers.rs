@@ -209,7 +209,7 @@ fn an_instance_with_an_outlying_error_rate_is_ejected() {
     let turns = AtomicUsize::new(0);
     // All take as long, so that a stall of the machine makes none of them the slow one.
     fleet.set(move |instance, _| {
-        let bad = instance == 3 && turns.fetch_add(1, SeqCst) % 2 == 0;
+        let bad = instance == 3 && turns.fetch_add(1, SeqCst).is_multiple_of(2);
         Reply::status(if bad { 500 } else { 200 }).delay(Duration::from_millis(30))
     });
     assert_only_this_is_ejected(&gateway, &fleet, 3);
