@@ -167,12 +167,13 @@ impl Redis {
 
     /// Says how it is with the connections.
     fn observe(&self) {
-        let up = self
-            .links
-            .iter()
-            .all(|link| link.connection.load().is_some());
-        let state = if up { RedisState::Ok } else { RedisState::Away };
-        self.health.commands.set(state);
+        self.health.commands.set(|| {
+            let mut links = self.links.iter();
+            match links.all(|link| link.connection.load().is_some()) {
+                true => RedisState::Ok,
+                false => RedisState::Away,
+            }
+        });
     }
 
     /// The time that one command has.

@@ -51,7 +51,7 @@ impl Follow {
     async fn follow(&self) -> RedisResult<()> {
         let (mut redis, mut pushes) = self.connect().await?;
         self.read_all(&mut redis).await?;
-        self.health.follower.set(RedisState::Ok);
+        self.health.follower.set(|| RedisState::Ok);
         log::info!("revocations are followed in {}", self.topology);
         let mut ping = tokio::time::interval(PING_EVERY);
         loop {
@@ -216,7 +216,7 @@ impl BackgroundService for Follow {
             if self.health.is_followed() {
                 told = false;
             }
-            self.health.follower.set(RedisState::Away);
+            self.health.follower.set(|| RedisState::Away);
             let why = lost
                 .err()
                 .map_or_else(|| "the connection was closed".to_owned(), |e| e.to_string());

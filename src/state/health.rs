@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 
 use once_cell::sync::OnceCell;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 /// Whether Redis can be had.
@@ -20,6 +21,7 @@ pub struct Part {
     state: AtomicU8,
     /// In milliseconds since 1970.
     since: AtomicI64,
+    turn: Mutex<()>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +60,8 @@ impl RedisHealth {
     pub(super) fn begin(&self, mode: &'static str) {
         // It is compiled once.
         let _ = self.mode.set(mode);
-        self.commands.set(RedisState::Away);
-        self.follower.set(RedisState::Away);
+        self.commands.set(|| RedisState::Away);
+        self.follower.set(|| RedisState::Away);
     }
 }
 
@@ -74,7 +76,11 @@ impl Part {
         }
     }
 
-    pub(super) fn set(&self, state: RedisState) {
+    /// `look` says how it is. Who looks later says it later, too: what several tasks see in turn does not stay at what the
+    /// first of them saw.
+    pub(super) fn set(&self, look: impl FnOnce() -> RedisState) {
+        let _turn = self.turn.lock();
+        let state = look();
         if self.state.swap(state as u8, Ordering::Relaxed) != state as u8 {
             let now = jiff::Timestamp::now().as_millisecond();
             self.since.store(now, Ordering::Relaxed);
@@ -90,5 +96,46 @@ impl Part {
         let since = jiff::Timestamp::from_millisecond(self.since.load(Ordering::Relaxed));
         let since = since.map_or_else(|_| String::new(), |since| format!("{since:.3}"));
         json!({ "state": state, "since": since })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn what_two_see_at_once_is_what_is_so_in_the_end() {
+        const ROUNDS: usize = 5_000;
+        let part = Part::default();
+        let up = [AtomicBool::new(false), AtomicBool::new(false)];
+        let look = || {
+            let up = up.iter().all(|one| one.load(Ordering::Relaxed));
+            // Held up, now and then, between what it saw and what it says.
+            thread::yield_now();
+            match up {
+                true => RedisState::Ok,
+                false => RedisState::Away,
+            }
+        };
+        let round = Barrier::new(2);
+        let one = |own: &AtomicBool| {
+            for _ in 0..ROUNDS {
+                for (is_up, state) in [(true, RedisState::Ok), (false, RedisState::Away)] {
+                    round.wait();
+                    own.store(is_up, Ordering::Relaxed);
+                    part.set(look);
+                    round.wait();
+                    assert_eq!(part.get(), state);
+                }
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| one(&up[0]));
+            one(&up[1]);
+        });
     }
 }
